@@ -1,0 +1,200 @@
+"""Train the reference model from nothing: autoencoder, text encoders, transformer.
+
+Every part leaves its result in the run's folder and is not done again, so an interrupted
+training goes on where it stopped. The transformer's schedule is a share of a time budget:
+the first 30 % see 64 and 128 px only, then mostly 256 px; the rate is constant to one half and
+falls to zero; the last quarter distils guidance.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, FluxTransformer2DModel
+from torch import Tensor
+from transformers import CLIPTextModel, PreTrainedTokenizerFast, T5EncoderModel
+
+from fresco.reference import text
+from fresco.reference.autoencoder import train_autoencoder
+from fresco.reference.dataset import LatentDataset, make_pictures, write_shard
+from fresco.reference.transformer import Batch, build_optimizers, build_transformer, flow_loss
+
+SEED = 1  # series of the training scenes
+BATCH = {64: 96, 128: 40, 256: 10}  # pictures per step: equal time
+EMA_DECAY = 0.997
+WARM_UP = 100  # steps
+COARSE_SHARE, CONSTANT_SHARE, GUIDED_SHARE = 0.3, 0.5, 0.75  # of the time budget
+CHECKPOINT_S = 300.0
+
+Log = Callable[[dict[str, float]], None]
+
+
+def prepare(folder: Path, log: Log, vae_steps: int, text_steps: int, n_shards: int) -> None:
+    """Autoencoder, text encoders and latents, each unless the folder has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "vae").exists():
+        vae = train_autoencoder(make_pictures(SEED, 1500), vae_steps, folder, log)
+        vae.save_pretrained(folder / "vae")
+    if not (folder / "text_encoder").exists():
+        clip, t5 = text.train_encoders(text_steps, log)
+        t5.save_pretrained(folder / "text_encoder_2")
+        clip.save_pretrained(folder / "text_encoder")
+    vae = AutoencoderKL.from_pretrained(folder / "vae")
+    for index in range(n_shards):
+        write_shard(vae, SEED, index, folder)
+        log({"shards": index + 1})
+
+
+class TextFeatures:
+    """Frozen encoders of a run's folder; captions -> what the transformer is given."""
+
+    def __init__(self, folder: Path) -> None:
+        self.clip = CLIPTextModel.from_pretrained(folder / "text_encoder").eval()
+        self.t5 = T5EncoderModel.from_pretrained(folder / "text_encoder_2").eval()
+        self.clip_tokenizer, self.t5_tokenizer = text.build_tokenizers()
+
+    @torch.no_grad()
+    def __call__(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+        """T5's tokens [b, 40, d] and CLIP's pooled output [b, d]."""
+
+        def ids(tokenizer: PreTrainedTokenizerFast, length: int) -> Tensor:
+            return text.tokenize(tokenizer, captions, length)
+
+        tokens: Tensor = self.t5(ids(self.t5_tokenizer, text.MAX_TOKENS)).last_hidden_state
+        pooled: Tensor = self.clip(ids(self.clip_tokenizer, text.CLIP_MAX_TOKENS)).pooler_output
+        return tokens, pooled
+
+
+class Training:
+    """The transformer's training: state, checkpoints, one step at a time.
+
+    Weights are kept in float32 and computed with in bfloat16.
+    """
+
+    def __init__(self, folder: Path, budget_s: float) -> None:
+        torch.manual_seed(0)
+        self.folder, self.budget_s = folder, budget_s
+        self.master = build_transformer()
+        self.compute = build_transformer().to(torch.bfloat16)
+        self.optimizers = build_optimizers(self.master)
+        self.rates = [o.param_groups[0]["lr"] for o in self.optimizers]
+        self.average = {n: p.detach().clone() for n, p in self.master.named_parameters()}
+        self.step, self.elapsed_s = 0, 0.0
+        if (folder / "transformer.pt").exists():
+            self._load(torch.load(folder / "transformer.pt", weights_only=True))
+        self._copy_weights()
+
+    @property
+    def progress(self) -> float:
+        """Share of the time budget that is spent."""
+        return self.elapsed_s / self.budget_s
+
+    def draw_size_px(self, rng: np.random.Generator) -> int:
+        """Picture size of the next step."""
+        odds = (0.5, 0.5, 0.0) if self.progress < COARSE_SHARE else (0.12, 0.18, 0.7)
+        return int(rng.choice((64, 128, 256), p=odds))
+
+    def take_step(self, batch: Batch, generator: torch.Generator) -> float:
+        """One optimizer step; returns the loss."""
+        factor = min((self.step + 1) / WARM_UP, (1 - self.progress) / (1 - CONSTANT_SHARE), 1)
+        for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate * max(factor, 0.0)
+        loss = flow_loss(self.compute, batch, self.progress > GUIDED_SHARE, generator)
+        loss.backward()
+        for weight, computed in zip(self.master.parameters(), self.compute.parameters(), strict=True):
+            weight.grad = computed.grad.float()
+            computed.grad = None
+        torch.nn.utils.clip_grad_norm_(self.master.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self._copy_weights()
+        decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
+        weights = [p.detach() for p in self.master.parameters()]
+        torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
+        self.step += 1
+        return loss.item()
+
+    @torch.no_grad()
+    def _copy_weights(self) -> None:
+        torch._foreach_copy_(list(self.compute.parameters()), list(self.master.parameters()))
+
+    def averaged(self) -> FluxTransformer2DModel:
+        """The transformer with the weights' moving average; what is shipped and sampled."""
+        transformer = build_transformer()
+        transformer.load_state_dict(self.average)
+        return transformer.eval()
+
+    def save(self) -> None:
+        """Write a checkpoint, whole or not at all."""
+        state = {
+            "model": self.master.state_dict(),
+            "average": self.average,
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "step": self.step,
+            "elapsed_s": self.elapsed_s,
+        }
+        torch.save(state, self.folder / "transformer.tmp")
+        (self.folder / "transformer.tmp").rename(self.folder / "transformer.pt")
+
+    def _load(self, state: dict[str, object]) -> None:
+        self.master.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.average, self.step = state["average"], state["step"]
+        self.elapsed_s = state["elapsed_s"]
+
+
+def train_transformer(
+    folder: Path, budget_s: float, log: Log, on_checkpoint: Callable[[Training], None] | None = None
+) -> Training:
+    """Train until the time budget is spent, going on from the folder's checkpoint.
+
+    Args:
+        folder: A run's folder that `prepare` has filled.
+        budget_s: Seconds of training in all, those before an interruption included.
+        log: Called with figures every 20 steps.
+        on_checkpoint: Called after every checkpoint; its seconds do not count.
+
+    Returns:
+        The finished training.
+    """
+    training = Training(folder, budget_s)
+    data, features = LatentDataset(SEED, folder), TextFeatures(folder)
+    no_text, no_pooled = features([""])
+    rng = np.random.default_rng((SEED, training.step))
+    generator = torch.Generator().manual_seed(SEED + training.step)
+    losses: dict[int, list[float]] = {64: [], 128: [], 256: []}
+    saved_s = training.elapsed_s
+    while training.progress < 1:
+        start = time.perf_counter()
+        size_px = training.draw_size_px(rng)
+        latents, captions = data.draw(size_px, BATCH[size_px], rng)
+        batch = Batch(latents, *features(captions), no_text, no_pooled)
+        losses[size_px].append(training.take_step(batch, generator))
+        training.elapsed_s += time.perf_counter() - start
+        if training.step % 20 == 0:
+            means = {f"loss_{size}": float(np.mean(x)) for size, x in losses.items() if x}
+            log({"step": training.step, "elapsed_s": training.elapsed_s, **means})
+            losses = {size: [] for size in losses}
+        if training.elapsed_s - saved_s > CHECKPOINT_S or training.progress >= 1:
+            training.save()
+            if on_checkpoint:
+                on_checkpoint(training)
+            saved_s = training.elapsed_s
+            data = LatentDataset(SEED, folder)  # more shards may have been written meanwhile
+    return training
+
+
+def write_log(folder: Path) -> Log:
+    """A log that appends JSON lines to the run's `log.jsonl`."""
+
+    def log(figures: dict[str, float]) -> None:
+        with (folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps(figures) + "\n")
+
+    return log

@@ -1,0 +1,131 @@
+"""The reference model's transformer: `FluxTransformer2DModel`, and one step of its training.
+
+Flow matching at three sizes: `x = (1 - sigma) x0 + sigma eps`, the model predicts `eps - x0`.
+In the last part of the training the guidance scale that the model is told is distilled into
+it, as in FLUX.1-dev; the target is model-guidance (Tang et al., arXiv 2502.12154v1, Eq. 10):
+`eps - x0 + (g - 1) (v(caption) - v(no caption))`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from torch import Tensor, nn
+
+from fresco.reference.text import WIDTH
+
+SHIFT = {8: 1.0, 16: 1.6, 32: 2.5}  # of the noise level, by tokens per side (64, 128, 256 px)
+GUIDANCE = (1.0, 4.0)  # range of the distilled guidance scale
+NO_CAPTION = 0.1  # probability of training without a caption
+
+
+def build_transformer() -> FluxTransformer2DModel:
+    """An untrained transformer of 8.4 M parameters whose blocks start as the identity (DiT)."""
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=9,
+        attention_head_dim=64,
+        num_attention_heads=3,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
+        guidance_embeds=True,
+        axes_dims_rope=(16, 24, 24),
+    )
+    for name, module in transformer.named_modules():
+        if isinstance(module, nn.Linear) and ("norm" in name or name == "proj_out"):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+    return transformer
+
+
+def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """Euler with the dynamic shift of FLUX: e^0 at 64 tokens, e^0.92 at 1024."""
+    return FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True,
+        base_shift=0.0,
+        max_shift=math.log(2.5),
+        base_image_seq_len=64,
+        max_image_seq_len=1024,
+    )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clean latents [b, 4, h, w] (scaled) and what they are conditioned on."""
+
+    latents: Tensor
+    text: Tensor  # [b, t, d]
+    pooled: Tensor  # [b, d]
+    no_text: Tensor  # [1, t, d], of the empty caption
+    no_pooled: Tensor  # [1, d]
+
+
+def flow_loss(
+    transformer: FluxTransformer2DModel, batch: Batch, guided: bool, generator: torch.Generator
+) -> Tensor:
+    """Mean squared error of the predicted velocity; with model-guidance if `guided`."""
+    x0 = batch.latents
+    b, _, h, w = x0.shape
+    eps = torch.randn(x0.shape, generator=generator)
+    odds = torch.exp(torch.randn(b, generator=generator)) * SHIFT[h // 2]
+    sigma = odds / (1 + odds)
+    x = torch.lerp(x0, eps, sigma.view(b, 1, 1, 1))
+    g = torch.empty(b).uniform_(*GUIDANCE, generator=generator)
+    dropped = torch.rand(b, generator=generator) < NO_CAPTION
+    text = torch.where(dropped.view(b, 1, 1), batch.no_text, batch.text)
+    pooled = torch.where(dropped.view(b, 1), batch.no_pooled, batch.pooled)
+    target = eps - x0
+    if guided:
+        with torch.no_grad():
+            one = torch.ones(b)
+            with_caption = velocity(transformer, x, sigma, one, text, pooled)
+            nothing = batch.no_text.expand_as(text), batch.no_pooled.expand_as(pooled)
+            without = velocity(transformer, x, sigma, one, *nothing)
+        target = target + (g - 1).view(b, 1, 1, 1) * (with_caption - without)
+    return F.mse_loss(velocity(transformer, x, sigma, g, text, pooled), target)
+
+
+def velocity(
+    transformer: FluxTransformer2DModel,
+    x: Tensor, sigma: Tensor, guidance: Tensor, text: Tensor, pooled: Tensor,
+) -> Tensor:  # fmt: skip
+    """The transformer on latents [b, 4, h, w], float32; packed and unpacked as FluxPipeline does.
+
+    Noise level and guidance reach the embedding in float32 even if the transformer is
+    bfloat16: rounded to bfloat16, 1000 sigma would come in steps of 4.
+    """
+    b, c, h, w = x.shape
+    dtype = transformer.dtype
+    exact = transformer.time_text_embed.register_forward_pre_hook(
+        lambda _, args: (1000 * sigma, 1000 * guidance, *args[2:])
+    )
+    packed = transformer(
+        hidden_states=FluxPipeline._pack_latents(x.to(dtype), b, c, h, w),
+        timestep=sigma,
+        guidance=guidance,
+        pooled_projections=pooled.to(dtype),
+        encoder_hidden_states=text.to(dtype),
+        txt_ids=torch.zeros(text.shape[1], 3),
+        img_ids=FluxPipeline._prepare_latent_image_ids(b, h // 2, w // 2, x.device, x.dtype),
+        return_dict=False,
+    )[0]
+    exact.remove()
+    patches = packed.float().view(b, h // 2, w // 2, c, 2, 2)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
+
+
+def build_optimizers(transformer: FluxTransformer2DModel) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for everything else."""
+    matrices = [p for n, p in transformer.named_parameters() if "blocks." in n and p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in transformer.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=0.02, weight_decay=0.01, adjust_lr_fn="original"),
+        torch.optim.AdamW(rest, lr=2e-3, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
