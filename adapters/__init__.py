@@ -1,0 +1,1 @@
+"""Adapters: what fresco knows about model families and third-party techniques."""

@@ -1,0 +1,1 @@
+"""One file per technique that a recipe can stack."""

@@ -1,0 +1,117 @@
+"""Lifts: how the latents reach a higher sigma when a stage ends, without a model call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fresco.noise import NoiseField
+from fresco.transfer import average_clean
+
+LiftForm = Literal["trajectory", "clean", "latent", "fresh"]
+UpMode = Literal["nearest", "bilinear", "bicubic"]
+
+
+@dataclass(frozen=True)
+class Lift:
+    """One transition: from a stage's last model call to the start of the next stage.
+
+    Args:
+        form: How the latents get to `to_sigma`.
+        sigma: Where the stage's last model call was, in [0, 1].
+        end_sigma: Where the stage ends, in [0, 1).
+        to_sigma: Where the next stage starts, in [end_sigma, 1).
+        side: Cell side of the stage that ends.
+        up: Interpolation of the clean estimate (`clean` and `fresh` only).
+    """
+
+    form: LiftForm
+    sigma: float
+    end_sigma: float
+    to_sigma: float
+    side: int
+    up: UpMode = "bilinear"
+
+
+def expanded_sigma(sigma: float, side_ratio: float) -> float:
+    """Sigma at which cells `side_ratio` times smaller see the same signal-to-noise ratio.
+
+    Args:
+        sigma: Noise level before, in [0, 1].
+        side_ratio: Old cell side over new cell side, >= 1.
+
+    Returns:
+        `r * sigma / (1 + (r - 1) * sigma)`.
+
+    Example:
+        >>> round(expanded_sigma(0.5, 2), 4)
+        0.6667
+
+    Source:
+        Spectral expansion, SPEED, arXiv 2605.18736, eq. 6.
+    """
+    return side_ratio * sigma / (1 + (side_ratio - 1) * sigma)
+
+
+def lift_latents(latents: Tensor, velocity: Tensor, field: NoiseField, lift: Lift) -> Tensor:
+    """Take the latents of a stage's last call to the start of the next stage.
+
+    Args:
+        latents: Latents `x` of the last call at `lift.sigma`, float32 [b, c, h, w].
+        velocity: Guided prediction `v` of that call on the full grid, float32 [b, c, h, w].
+        field: Noise that the next stage's latents hold (for `fresh`, the redrawn one).
+        lift: The transition.
+
+    Returns:
+        Latents at `lift.to_sigma`, dtype of `latents`, [b, c, h, w].
+
+    Example:
+        >>> import torch
+        >>> eps = torch.full((1, 1, 2, 2), 2.0)
+        >>> x, v = 0.5 * 3.0 + 0.5 * eps, eps - 3.0  # clean latents of 3
+        >>> lift = Lift("latent", sigma=0.5, end_sigma=0.25, to_sigma=0.75, side=1)
+        >>> lift_latents(x, v, NoiseField(eps), lift).mean().item()  # 0.25 * 3 + 0.75 * 2
+        2.25
+
+    Source:
+        `latent`: Fresco, arXiv 2601.07462, eq. 4, with `beta = (1-sigma')/(1-sigma)` and
+        `alpha = sigma' - beta sigma`, so that exact latents stay exact. Deviates: the paper's
+        digests give no values.
+    """
+    x, v, to = latents, velocity, lift.to_sigma
+    if lift.form == "trajectory":
+        return x + (to - lift.sigma) * v
+    if lift.form == "latent":
+        end = x + (lift.end_sigma - lift.sigma) * v
+        beta = (1 - to) / (1 - lift.end_sigma)
+        return beta * end + (to - beta * lift.end_sigma) * field.eps
+    clean = draw_clean(x - lift.sigma * v, lift.side, field.patch_px, lift.up)
+    return (1 - to) * clean + to * field.eps
+
+
+def draw_clean(clean: Tensor, side: int, patch_px: int, up: UpMode) -> Tensor:
+    """Redraw a clean estimate that is constant in each cell, smoothly.
+
+    Args:
+        clean: Clean estimate on the full grid, float [b, c, h, w].
+        side: Cell side in fine tokens.
+        patch_px: Latent pixels along one side of a fine token.
+        up: Interpolation between the cells' averages.
+
+    Returns:
+        The estimate on the same grid, [b, c, h, w].
+
+    Example:
+        >>> import torch
+        >>> draw_clean(torch.tensor([[[[0.0, 0.0, 4.0, 4.0]]]]), 2, 1, "bilinear")[0, 0, 0].tolist()
+        [0.0, 1.0, 3.0, 4.0]
+    """
+    if side == 1 or up == "nearest":
+        return clean
+    h, w = clean.shape[-2:]
+    cells = average_clean(clean, side, patch_px)
+    smooth = F.interpolate(cells, scale_factor=side, mode=up, align_corners=False)
+    return smooth[..., :h, :w]

@@ -1,0 +1,292 @@
+"""What fresco attaches to one pipeline: hooks on its transformer, wraps on its instances."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fresco.errors import AttachError, LayoutError, RunError, SizeError
+from fresco.layout import TokenLayout
+from fresco.lift import Lift, lift_latents
+from fresco.noise import NoiseField, working_dtype
+from fresco.ports import AbstractModelAdapter
+from fresco.recipe import Recipe
+from fresco.report import Report
+from fresco.run import Run
+from fresco.schedule import Plan, PlanRequest, Step, check_spacing, keeps_schedule, make_plan
+from fresco.transfer import prolong, restrict
+from fresco.wraps import call_by_name, has_wraps, wrap_method
+
+
+class Middleware:
+    """Drives the runs of one pipeline by one recipe; knows no model family.
+
+    Args:
+        pipe: The pipeline; only its own instances are touched.
+        recipe: Checked recipe.
+        adapter: Of the pipeline's transformer.
+    """
+
+    def __init__(self, pipe: Any, recipe: Recipe, adapter: AbstractModelAdapter) -> None:
+        self.pipe, self.recipe, self.adapter = pipe, recipe, adapter
+        self.transformer, self.scheduler = pipe.transformer, pipe.scheduler
+        self.last: Run | None = None
+        self._live: Run | None = None
+        self._undo = contextlib.ExitStack()
+        self._wraps: list[tuple[Any, str, object]] = []  # owner, name, what was put there
+
+    @property
+    def report(self) -> Report:
+        """Record of the last run."""
+        return Report(tuple(self.last.records), self.last.n_text_tokens) if self.last else Report()
+
+    def attach(self) -> None:
+        """Attach everything, or nothing if that fails."""
+        with contextlib.ExitStack() as undo:
+            for owner, name, around in (
+                (self.pipe, "prepare_latents", self._prepare_latents),
+                (self.scheduler, "set_timesteps", self._set_timesteps),
+                (self.scheduler, "step", self._step),
+                (self.pipe, "maybe_free_model_hooks", self._end),
+            ):
+                undo.callback(wrap_method(owner, name, around))
+                self._wraps.append((owner, name, vars(owner)[name]))
+            pre = self.transformer.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+            undo.callback(pre.remove)
+            post = self.transformer.register_forward_hook(self._after_forward, with_kwargs=True)
+            undo.callback(post.remove)
+            self._undo = undo.pop_all()
+
+    def restore(self) -> None:
+        """Take everything off again, last in first out; a second time does nothing.
+
+        Raises:
+            AttachError: If another library has wrapped a method since; nothing is taken off.
+        """
+        for owner, name, put in self._wraps:
+            if vars(owner).get(name) is not put:
+                raise AttachError(
+                    "Accelerated.restore()",
+                    f"fresco's wrap of {name} outermost on {type(owner).__name__}",
+                    f"{vars(owner).get(name)!r} in its place",
+                    "Take that off first: last on, first off.",
+                )
+        self._live = None
+        self._wraps.clear()
+        self._undo.close()
+
+    def _prepare_latents(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Begin a run: grid and noise field."""
+        live = self._live
+        if live and live.thread.is_alive() and not live.is_here:
+            raise RunError(
+                "pipe(prompt, ...)",
+                "one call at a time on an accelerated pipeline",
+                f"a call while thread {live.thread.name!r} is in one",
+                "Wait for it, or use a pipeline per thread.",
+            )
+        self._live = None  # a run that died is taken over
+        self._check_components()
+        arguments = inspect.signature(original).bind(*args, **kwargs).arguments
+        height, width = arguments.get("height"), arguments.get("width")
+        rows, columns = self.adapter.grid(self.pipe, height, width)
+        if rows < 1 or columns < 1:
+            raise SizeError(
+                "pipe(height, width)",
+                "a picture of at least 1 x 1 tokens",
+                f"{rows} x {columns} tokens from height={height}, width={width}",
+                "Ask for a larger picture.",
+            )
+        fine = TokenLayout.whole(rows, columns, 1, self.adapter.patch_px)
+        if self.recipe.stages:
+            self._check_latents(arguments.get("latents"), fine)
+        result = original(*args, **kwargs)
+        packed = result[0] if isinstance(result, tuple) else result
+        eps = self.adapter.unpack(packed, fine)
+        run = Run(threading.current_thread(), fine, NoiseField(eps, fine.patch_px))
+        self._live = self.last = run
+        return result
+
+    def _check_components(self) -> None:
+        """Refuse a pipeline whose transformer or scheduler was exchanged after attaching."""
+        for name in ("transformer", "scheduler"):
+            now = getattr(self.pipe, name)
+            if now is not getattr(self, name):
+                raise RunError(
+                    "pipe(prompt, ...)",
+                    f"the {name} that was accelerated",
+                    f"another {type(now).__name__}",
+                    "Call restore(), then accelerate the pipeline again.",
+                )
+
+    def _check_latents(self, latents: object, fine: TokenLayout) -> None:
+        """Refuse latents of the caller's that are not of the asked size."""
+        n = fine.n_tokens
+        if isinstance(latents, Tensor) and (latents.ndim != 3 or latents.shape[1] != n):
+            rows, columns = fine.sides.shape
+            raise LayoutError(
+                "pipe(latents=...)",
+                f"packed latents [b, {n}, c] for {rows} x {columns} tokens",
+                list(latents.shape),
+                "Pack them as the pipeline does, or give their height and width.",
+            )
+
+    def _set_timesteps(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Resolve the plan of the run that has begun, and install its sigmas."""
+        run = self._live
+        if run is None or run.plan or not run.is_here:
+            if run and run.is_here:
+                self._live = None  # that run died; this is another pipeline's
+            return original(*args, **kwargs)
+        self._live = None  # stays so if anything below raises
+        asked = inspect.signature(original).bind(*args, **kwargs).arguments
+        result = original(*args, **kwargs)
+        n_steps = len(self.scheduler.timesteps)
+        if not keeps_schedule(self.recipe, n_steps):
+            check_spacing(asked)
+        run.plan = make_plan(self.recipe, self._request(run, n_steps))
+        if not run.plan.keeps_schedule:
+            self._install(run.plan)
+        self._live = run
+        return result
+
+    def _request(self, run: Run, n_steps: int) -> PlanRequest:
+        """What this run asks for."""
+        rows, columns = run.fine.sides.shape
+        own = tuple(float(sigma) for sigma in self.scheduler.sigmas)
+        shift = functools.partial(self.adapter.shift, self.scheduler)
+        return PlanRequest(n_steps, rows, columns, shift, own)
+
+    def _install(self, plan: Plan) -> None:
+        """Overwrite the scheduler's sigmas: passed ones would be shifted again."""
+        scheduler = self.scheduler
+        like = scheduler.sigmas
+        scheduler.sigmas = torch.tensor(plan.sigmas, dtype=torch.float32, device=like.device)
+        scheduler.timesteps = scheduler.sigmas[:-1] * scheduler.config.num_train_timesteps
+        scheduler.num_inference_steps = len(plan.steps)
+        scheduler.set_begin_index(0)
+
+    def _current(self) -> tuple[Run, Step] | None:
+        """The run of this thread and its step at hand, if there is one."""
+        run = self._live
+        if run is None or not run.is_here:
+            return None
+        if run.plan is None and self.recipe.stages:
+            raise RunError(
+                "pipe(prompt, ...)",
+                "scheduler.set_timesteps after prepare_latents",
+                f"a {type(self.pipe).__name__} that calls the transformer without",
+                "Use a recipe without stages for this pipeline.",
+            )
+        return (run, run.step) if run.step else None
+
+    def _before_forward(
+        self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Give the transformer the tokens of this step's layout."""
+        current = self._current()
+        if current is None:
+            return None
+        run, step = current
+        if run.n_passes == 0:
+            run.started_s = _now_s(run.noise.eps)
+        call = call_by_name(module, args, kwargs)
+        run.n_text_tokens = self.adapter.text_tokens(call)
+        if step.side == 1:
+            return None  # untouched: bit-identical
+        layout = run.layout(step.side)
+        carrier = self.adapter.read(call, run.fine)
+        tokens = restrict(carrier, run.noise, step.sigma, layout)
+        return (), self.adapter.embed(call, tokens, layout)
+
+    def _after_forward(
+        self, _module: torch.nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        """Bring the prediction back to the full grid."""
+        current = self._current()
+        if current is None:
+            return None
+        run, step = current
+        run.n_passes += 1
+        if step.side == 1:
+            return None
+        layout = run.layout(step.side)
+        tokens = self.adapter.unembed(output, layout)
+        grid = prolong(tokens, run.noise, self.adapter.noise_coefficient, layout)
+        return self.adapter.replace(output, grid, layout)
+
+    def _step(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """End a step: the scheduler's own, then the lift if its stage ends."""
+        current = self._current()
+        result = original(*args, **kwargs)
+        if current is None:
+            return result
+        run, step = current
+        if step.lift:
+            asked = inspect.signature(original).bind(*args, **kwargs).arguments
+            lifted = self._lift(run, step.lift, asked["model_output"], asked["sample"])
+            result = (lifted, *result[1:]) if isinstance(result, tuple) else type(result)(lifted)
+        run.end_step(step, _now_s(run.noise.eps))
+        return result
+
+    def _lift(self, run: Run, lift: Lift, velocity: Tensor, latents: Tensor) -> Tensor:
+        """Lift packed latents at a stage's last call, in float32."""
+        if lift.form == "fresh":
+            run.noise = run.noise.redrawn(run.n_done)
+        x, v = (self.adapter.unpack(t.to(working_dtype(t)), run.fine) for t in (latents, velocity))
+        return self.adapter.pack(lift_latents(x, v, run.noise, lift)).to(velocity.dtype)
+
+    def _end(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """End the run."""
+        if self._live and self._live.is_here:
+            self._live = None
+        return original(*args, **kwargs)
+
+
+def check_unattached(pipe: Any) -> None:
+    """Refuse a pipeline that, or whose transformer or scheduler, is accelerated already.
+
+    Args:
+        pipe: A pipeline with transformer and scheduler.
+
+    Raises:
+        AttachError: If middleware is found on any of the three.
+    """
+    hooks = pipe.transformer._forward_pre_hooks.values()  # torch has no public view
+    is_hooked = any(isinstance(getattr(h, "__self__", None), Middleware) for h in hooks)
+    attached = {
+        "pipeline": has_wraps(pipe),
+        "scheduler": has_wraps(pipe.scheduler),
+        "transformer": is_hooked,
+    }
+    found = [name for name, is_attached in attached.items() if is_attached]
+    if found:
+        raise AttachError(
+            "accelerate(pipe, recipe)",
+            "a pipeline that is not accelerated yet",
+            f"one whose {' and '.join(found)} already has fresco's middleware",
+            "Call restore() on the first Accelerated, then accelerate once.",
+        )
+
+
+def _now_s(latents: Tensor) -> float:
+    """Seconds on a clock, once the device has done what was asked of it."""
+    if latents.is_cuda:
+        torch.cuda.synchronize(latents.device)
+    return time.perf_counter()

@@ -1,0 +1,234 @@
+"""Plans: the sigma, cell side and token count of every step of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from fresco.errors import ScheduleError
+from fresco.layout import TokenLayout
+from fresco.lift import Lift
+from fresco.recipe import Recipe, StageConfig
+
+
+@dataclass(frozen=True)
+class Step:
+    """One solver step of a plan.
+
+    Args:
+        stage: Which stage it belongs to, from 0.
+        sigma: Noise level of its model calls, in [0, 1].
+        next_sigma: Noise level of the next step's calls, after any lift; 0 at the end.
+        side: Cell side in fine tokens.
+        n_tokens: Image tokens that the transformer sees per picture.
+        lift: What follows the step when it is its stage's last.
+    """
+
+    stage: int
+    sigma: float
+    next_sigma: float
+    side: int
+    n_tokens: int
+    lift: Lift | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps of one run.
+
+    Args:
+        steps: In order; the last one ends at sigma 0.
+        rows: Fine token rows of the grid.
+        columns: Fine token columns of the grid.
+        n_requested: Steps that the plain run would have taken.
+        keeps_schedule: Whether the scheduler's own sigmas are used as they are.
+    """
+
+    steps: tuple[Step, ...]
+    rows: int
+    columns: int
+    n_requested: int
+    keeps_schedule: bool
+
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        """Noise level of every step, and 0 at the end."""
+        return (*(step.sigma for step in self.steps), self.steps[-1].next_sigma)
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What one run asks for.
+
+    Args:
+        n_steps: Requested steps.
+        rows: Fine token rows.
+        columns: Fine token columns.
+        shift: The scheduler's shift for a token count.
+        sigmas: The scheduler's own sigmas with the final 0, if it has made them.
+    """
+
+    n_steps: int
+    rows: int
+    columns: int
+    shift: Callable[[int], float]
+    sigmas: tuple[float, ...] | None = None
+
+
+def shifted_sigmas(start: float, end: float, n: int, shift: float) -> tuple[float, ...]:
+    """Space sigmas as a flow scheduler with this shift does.
+
+    Args:
+        start: First sigma, in (0, 1].
+        end: Where the last step leads to, in [0, start).
+        n: Number of steps, >= 1.
+        shift: Shift of an even spacing, > 0; 1 leaves it even.
+
+    Returns:
+        The `n` sigmas from `start` on, without `end`.
+
+    Example:
+        >>> [round(sigma, 4) for sigma in shifted_sigmas(1.0, 0.0, 4, 3.0)]
+        [1.0, 0.9, 0.75, 0.5]
+
+    Source:
+        `shift * u / (1 + (shift - 1) * u)`: Esser et al., arXiv 2403.03206, eq. 23.
+    """
+    even_start, even_end = (y / (shift - (shift - 1) * y) for y in (start, end))
+    even = np.linspace(even_start, even_end, n + 1)[:-1]
+    sigmas = shift * even / (1 + (shift - 1) * even)
+    return (start, *(float(sigma) for sigma in sigmas[1:]))
+
+
+def scaled_steps(steps: int, n_requested: int, n_baseline: int) -> int:
+    """Scale a stage's steps to the requested number, rounded half up, at least 1.
+
+    Example:
+        >>> scaled_steps(6, n_requested=28, n_baseline=50)
+        3
+    """
+    return max(1, int(steps * n_requested / n_baseline + 0.5))
+
+
+def keeps_schedule(recipe: Recipe, n_requested: int) -> bool:
+    """Tell whether a recipe leaves the scheduler's own sigmas as they are.
+
+    So it does without stages, and with one all-fine stage of the requested steps.
+
+    Example:
+        >>> from fresco.recipe import load_recipe
+        >>> keeps_schedule(load_recipe("identity"), 28)
+        True
+    """
+    if len(recipe.stages) != 1:
+        return not recipe.stages
+    stage = recipe.stages[0]
+    n = scaled_steps(stage.steps, n_requested, recipe.baseline_steps)
+    return stage.shift is None and stage.sigmas is None and n == n_requested
+
+
+def make_plan(recipe: Recipe, request: PlanRequest) -> Plan:
+    """Lay out every step of a run.
+
+    Args:
+        recipe: Its stages are for its baseline steps and scale with the request.
+        request: Grid, steps, shift, and the scheduler's own sigmas.
+
+    Returns:
+        A plan that starts at sigma 1 (or the scheduler's first sigma, where it keeps the
+        scheduler's), ends at 0, and rises only between stages.
+
+    Raises:
+        ScheduleError: If fewer than one step is asked for.
+
+    Example:
+        >>> from fresco.recipe import load_recipe
+        >>> recipe = load_recipe({"schema": 1, "model": "any", "stages": [
+        ...     {"cell": 2, "steps": 2, "until_sigma": 0.5}, {"cell": 1, "steps": 1}]})
+        >>> plan = make_plan(recipe, PlanRequest(3, 8, 8, shift=lambda n_tokens: 1.0))
+        >>> [(step.sigma, step.n_tokens) for step in plan.steps]
+        [(1.0, 16), (0.75, 16), (0.5, 64)]
+    """
+    if request.n_steps < 1:
+        raise ScheduleError(
+            "make_plan(recipe, request)",
+            "at least 1 step",
+            request.n_steps,
+            "Raise num_inference_steps.",
+        )
+    if keeps_schedule(recipe, request.n_steps):
+        return _kept_plan(request)
+    bounds = recipe.bounds()
+    steps: list[Step] = []
+    for i, (stage, (start, end)) in enumerate(zip(recipe.stages, bounds, strict=True)):
+        layout = TokenLayout.whole(request.rows, request.columns, stage.cell)
+        n = scaled_steps(stage.steps, request.n_steps, recipe.baseline_steps)
+        sigmas = _stage_sigmas(stage, (start, end), n, request.shift(layout.n_tokens))
+        following = recipe.stages[i + 1] if i + 1 < len(bounds) else None
+        entry = bounds[i + 1][0] if following else 0.0
+        lift = None
+        if following and following.lift:
+            up = stage.up or "bilinear"
+            lift = Lift(following.lift.form, sigmas[-1], end, entry, stage.cell, up)
+        for sigma, next_sigma in zip(sigmas, (*sigmas[1:], entry), strict=True):
+            is_last = sigma == sigmas[-1]
+            steps.append(
+                Step(i, sigma, next_sigma, stage.cell, layout.n_tokens, lift if is_last else None)
+            )
+    return Plan(tuple(steps), request.rows, request.columns, request.n_steps, keeps_schedule=False)
+
+
+def _kept_plan(request: PlanRequest) -> Plan:
+    """Plan of the scheduler's own sigmas on the full grid."""
+    n_tokens = request.rows * request.columns
+    sigmas: Sequence[float] | None = request.sigmas
+    if sigmas is None:
+        sigmas = (*shifted_sigmas(1.0, 0.0, request.n_steps, request.shift(n_tokens)), 0.0)
+    steps = tuple(Step(0, now, following, 1, n_tokens) for now, following in pairwise(sigmas))
+    return Plan(steps, request.rows, request.columns, request.n_steps, keeps_schedule=True)
+
+
+def _stage_sigmas(
+    stage: StageConfig, bounds: tuple[float, float], n: int, shift: float
+) -> tuple[float, ...]:
+    """Sigmas of a stage's calls: its own, resampled to `n`, or the shift's."""
+    start, end = bounds
+    if stage.sigmas is None:
+        return shifted_sigmas(start, end, n, stage.shift or shift)
+    if len(stage.sigmas) == n:
+        return stage.sigmas
+    own = (*stage.sigmas, end)
+    places = np.linspace(0, len(stage.sigmas), n + 1)[:-1]
+    return tuple(float(sigma) for sigma in np.interp(places, np.arange(len(own)), own))
+
+
+def check_spacing(asked: Mapping[str, Any]) -> None:
+    """Refuse sigmas or timesteps of the caller's: the stages' own would replace them.
+
+    Args:
+        asked: Arguments of `scheduler.set_timesteps` by name. Sigmas evenly spaced from 1 are
+            what pipelines pass by themselves.
+
+    Raises:
+        ScheduleError: If others, or timesteps, are given.
+
+    Example:
+        >>> check_spacing({"num_inference_steps": None, "sigmas": [1.0, 0.75, 0.5, 0.25]})
+    """
+    sigmas, given = asked.get("sigmas"), None
+    if sigmas is not None:
+        even = np.linspace(1, 1 / len(sigmas), len(sigmas))
+        given = None if np.allclose(np.asarray(sigmas, dtype=float), even, atol=1e-4) else "sigmas"
+    elif asked.get("timesteps") is not None:
+        given = "timesteps"
+    if given:
+        raise ScheduleError(
+            f"pipe({given}=...)",
+            "the pipeline's own spacing, since the recipe's stages bring theirs",
+            f"{len(asked[given])} {given} of the caller's",
+            f"Leave {given} out, or put sigmas into the recipe's stages.",
+        )

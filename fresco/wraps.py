@@ -1,0 +1,88 @@
+"""Wraps on single instances: a method of one object, put around and taken off again."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+Around = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+_MARK = "_fresco_wrap"
+
+
+def wrap_method(owner: Any, name: str, around: Around) -> Callable[[], None]:
+    """Wrap a method on one instance; its class and other instances stay as they are.
+
+    Signature and docstring stay visible. A deep copy of the instance, which carries the
+    wrap along, calls its class's method.
+
+    Args:
+        owner: The instance.
+        name: Name of a method of it.
+        around: Called with the original bound method, positional and keyword arguments.
+
+    Returns:
+        A function that puts back what was there.
+
+    Example:
+        >>> class Greeter:
+        ...     def greet(self, name):
+        ...         return f"hello {name}"
+        >>> greeter = Greeter()
+        >>> undo = wrap_method(greeter, "greet", lambda original, args, kwargs: original("you"))
+        >>> greeter.greet("me")
+        'hello you'
+        >>> undo()
+        >>> greeter.greet("me"), vars(greeter)
+        ('hello me', {})
+    """
+    own = vars(owner)
+    before, was_own = own.get(name), name in own
+    original = getattr(owner, name)
+
+    @functools.wraps(original.__func__)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self is not owner:
+            return getattr(type(self), name)(self, *args, **kwargs)
+        return around(original, args, kwargs)
+
+    setattr(wrapper, _MARK, owner)
+    own[name] = types.MethodType(wrapper, owner)
+
+    def undo() -> None:
+        if was_own:
+            own[name] = before
+        else:
+            own.pop(name, None)
+
+    return undo
+
+
+def has_wraps(owner: Any) -> bool:
+    """Tell whether a method of this instance is wrapped.
+
+    Wraps that a copy carries along, of the instance it was copied from, do not count.
+
+    Example:
+        >>> has_wraps(torch.nn.Identity())
+        False
+    """
+    methods = (value for value in vars(owner).values() if isinstance(value, types.MethodType))
+    return any(vars(method.__func__).get(_MARK) is owner for method in methods)
+
+
+def call_by_name(
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Name all arguments of a forward.
+
+    Example:
+        >>> call_by_name(torch.nn.Identity(), (1,), {})
+        {'input': 1}
+    """
+    names = list(inspect.signature(module.forward).parameters) if args else []
+    return {**dict(zip(names, args, strict=False)), **kwargs}

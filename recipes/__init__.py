@@ -1,0 +1,1 @@
+"""Recipes that ship with fresco: YAML files, no code."""
