@@ -54,14 +54,11 @@ def reconstruction_loss(vae: AutoencoderKL, pictures: Tensor, averaged: bool) ->
     latents = posterior.sample()
     if averaged:
         latents, pictures = F.avg_pool2d(latents, 2), F.avg_pool2d(pictures, 2)
-    error = vae.decode(latents).sample.float() - pictures
+    error: Tensor = vae.decode(latents).sample.float() - pictures
     colour_error = F.avg_pool2d(error, 8)  # of an area, whatever its texture
-    kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).float().mean()
+    kl: Tensor = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).float().mean()
     return (
-        error.abs().mean()
-        + 2 * error.square().mean()
-        + colour_error.abs().mean()
-        + KL_WEIGHT * kl
+        error.abs().mean() + 2 * error.square().mean() + colour_error.abs().mean() + KL_WEIGHT * kl
     )
 
 
@@ -80,11 +77,16 @@ def measure_latents(vae: AutoencoderKL, latents: Tensor) -> None:
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
     """Unscaled mean latents, float [b, 4, h/4, w/4], of pictures [b, 3, h, w] in [0, 1]."""
-    return vae.encode(2 * pictures - 1).latent_dist.mean
+    mean: Tensor = vae.encode(2 * pictures - 1).latent_dist.mean
+    return mean
 
 
 def train_autoencoder(
-    pictures: Tensor, steps: int, folder: Path, log: Callable[[dict[str, float]], None]
+    pictures: Tensor,
+    steps: int,
+    folder: Path,
+    log: Callable[[dict[str, float]], None],
+    device: torch.device,
 ) -> AutoencoderKL:
     """Train on 64 px crops of all sizes, the last twentieth of the steps on whole pictures.
 
@@ -96,18 +98,19 @@ def train_autoencoder(
         steps: Optimizer steps.
         folder: Where checkpoints go, and where an interrupted training goes on from.
         log: Called with figures every 50 steps.
+        device: Where to train.
 
     Returns:
         The trained autoencoder, float32, with scaling and shift measured.
     """
-    vae = build_autoencoder()
+    vae = build_autoencoder().to(device)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=1.5e-3, betas=(0.9, 0.99), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / 50, 1, max(0.0, 1.1 * (1 - step / steps)))
     )
     checkpoint, done = folder / "autoencoder.pt", 0
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, weights_only=True, map_location=device)
         vae.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
@@ -119,8 +122,8 @@ def train_autoencoder(
             if step < 0.95 * steps
             else _whole(pictures, 2, generator)
         )
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = reconstruction_loss(vae, batch, averaged=step % 6 == 5)
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = reconstruction_loss(vae, batch.to(device), averaged=step % 6 == 5)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
@@ -132,8 +135,8 @@ def train_autoencoder(
             torch.save({**state, "schedule": schedule.state_dict(), "step": step + 1}, checkpoint)
     vae.eval()
     sample = _whole(pictures, 64, torch.Generator().manual_seed(0)) / 2 + 0.5
-    measure_latents(vae, encode(vae, sample))
-    return vae
+    measure_latents(vae, encode(vae, sample.to(device)))
+    return vae.cpu()
 
 
 def _whole(pictures: Tensor, n: int, generator: torch.Generator) -> Tensor:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from fresco.errors import FrescoError
-from fresco.reference.scenes import PLACES, Scene
+from fresco.reference.scenes import BACKGROUND_COLOURS, COLOURS, PLACES, Scene
 
 Words = Mapping[str | None, tuple[str, ...]]  # attribute -> the ways to say it
 
@@ -36,7 +36,7 @@ TEXTURE_WORDS: Words = {
     "checked": ("checked", "chequered", "with checks"),
 }
 SIZE_WORDS: Words = {"small": ("small", "little"), "large": ("large", "big")}
-COLOUR_WORDS: Words = {name: (name,) for name in ("red", "yellow", "green", "blue", "purple", "black")}
+COLOUR_WORDS: Words = {name: (name,) for name in COLOURS}
 PLACE_WORDS: Words = {
     **{p: (f"at the {p}", f"in the {p} corner") for p in PLACES if " " in p},
     **{p: (f"at the {p}", f"on the {p} side") for p in ("top", "left", "right", "bottom")},
@@ -47,7 +47,7 @@ KIND_WORDS: Words = {
     "graded": ("graded", "shaded"),
     "patterned": ("patterned", "lined"),
 }
-PAPER_WORDS: Words = {name: (name,) for name in ("white", "grey", "yellow", "green", "blue", "pink")}
+PAPER_WORDS: Words = {name: (name,) for name in BACKGROUND_COLOURS}
 OBJECT_TABLES = {
     "shape": SHAPE_WORDS,
     "colour": COLOUR_WORDS,
@@ -169,9 +169,7 @@ def parse(text: str) -> AskedScene:
     if not 1 <= len(parts) <= 3:
         fix = "Name each as in 'a red ring at the top', joined by 'and' or a comma."
         raise CaptionError("parse(text)", "one to three objects", len(parts), fix)
-    objects = tuple(
-        AskedObject(**_read(part, OBJECT_TABLES, needs_shape=True)) for part in parts
-    )
+    objects = tuple(AskedObject(**_read(part, OBJECT_TABLES, needs_shape=True)) for part in parts)
     behind = _read(ground[1], BACKGROUND_TABLES, needs_shape=False) if ground else {}
     return AskedScene(objects, **behind)
 
@@ -181,7 +179,9 @@ def _read(part: str, tables: Mapping[str, Words], needs_shape: bool) -> dict[str
 
     Long phrases are looked for first: 'at the top left' is not also 'at the top'.
     """
-    ways = [(way, name, word) for name, t in tables.items() for word, all_ in t.items() for way in all_]
+    ways = [
+        (way, name, word) for name, t in tables.items() for word, all_ in t.items() for way in all_
+    ]
     rest, found = f" {part.strip()} ", dict[str, str | None]()
     for way, name, word in sorted(ways, key=lambda w: -len(w[0])):
         if f" {way} " in rest and name not in found:
@@ -218,7 +218,9 @@ def _say_object(thing: AskedObject, rng: np.random.Generator) -> list[str]:
     before = [say(COLOUR_WORDS, thing.colour), "" if after else texture]
     if rng.uniform() < 0.3:
         before.reverse()
-    words = f"{say(SIZE_WORDS, thing.size)} {' '.join(before)} {say(SHAPE_WORDS, thing.shape)} {after}"
+    words = (
+        f"{say(SIZE_WORDS, thing.size)} {' '.join(before)} {say(SHAPE_WORDS, thing.shape)} {after}"
+    )
     place = say(PLACE_WORDS, thing.place)
     noun = words.split()
     noun = ["an" if noun[0][0] in "aeiou" else "a", *noun]

@@ -1,4 +1,4 @@
-"""Rendered scenes in bulk: pictures for the autoencoder and the judge, latents for the transformer."""
+"""Rendered scenes in bulk: pictures for the autoencoder and judge, latents for the transformer."""
 
 from __future__ import annotations
 
@@ -70,10 +70,13 @@ def write_shard(vae: AutoencoderKL, seed: int, index: int, folder: Path) -> None
     for number in range(index * SHARD, (index + 1) * SHARD, 8):
         pictures = np.stack([make_example(seed, number + i)[1] for i in range(8)])
         for size in SIZES_PX:
-            small = F.avg_pool2d(torch.from_numpy(pictures).float() / 255, SIZES_PX[0] // size)
+            whole = torch.from_numpy(pictures).to(vae.device).float() / 255
+            small = F.avg_pool2d(whole, SIZES_PX[0] // size)
             z = (encode(vae, small) - vae.config.shift_factor) * vae.config.scaling_factor
-            latents[size].append(z.half())
-    torch.save({size: torch.cat(parts) for size, parts in latents.items()}, path.with_suffix(".tmp"))
+            latents[size].append(z.half().cpu())
+    torch.save(
+        {size: torch.cat(parts) for size, parts in latents.items()}, path.with_suffix(".tmp")
+    )
     path.with_suffix(".tmp").rename(path)  # whole or not at all
 
 

@@ -10,12 +10,14 @@ from the generator.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from fresco.reference.scenes import PLACES, Scene, SceneObject
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 
 SIZE_PX = 256
 SUPERSAMPLING = 2
@@ -70,7 +72,8 @@ def downsample(picture: Array, times: int) -> Array:
     """
     c, h, w = picture.shape
     squares = picture.reshape(c, h // times, times, w // times, times)
-    return squares.mean(axis=(2, 4), dtype=np.float32)
+    averaged: Array = squares.mean(axis=(2, 4), dtype=np.float32)
+    return averaged
 
 
 def _background(scene: Scene, rng: np.random.Generator) -> Array:
@@ -127,9 +130,11 @@ def _distance_to_shape(shape: str, x: Array, y: Array, radius: float) -> Array:
         return np.maximum(np.abs(x), np.abs(y)) - 0.88 * radius
     if shape == "triangle":
         slope = np.abs(x) * np.cos(np.pi / 6) - (y - 0.15 * radius) * np.sin(np.pi / 6)
-        return np.maximum(slope, y - 0.15 * radius) - 0.62 * radius
+        triangle: Array = np.maximum(slope, y - 0.15 * radius) - 0.62 * radius
+        return triangle
     long, short = np.maximum(np.abs(x), np.abs(y)), np.minimum(np.abs(x), np.abs(y))
-    return np.maximum(long - radius, short - 0.34 * radius)  # cross
+    cross: Array = np.maximum(long - radius, short - 0.34 * radius)
+    return cross
 
 
 def _texture(texture: str, x: Array, y: Array, rng: np.random.Generator) -> Array:
@@ -145,7 +150,9 @@ def _texture(texture: str, x: Array, y: Array, rng: np.random.Generator) -> Arra
         return _cover(_distance_to_lines(u, period, phase_u) - period / 4)
     if texture == "dotted":
         period = rng.uniform(12, 14)
-        near = np.hypot(_distance_to_lines(u, period, phase_u), _distance_to_lines(v, period, phase_v))
+        near = np.hypot(
+            _distance_to_lines(u, period, phase_u), _distance_to_lines(v, period, phase_v)
+        )
         return _cover(near - 0.30 * period)
     period = rng.uniform(14, 16)  # checked: two stripes, exclusive or
     one = _cover(_distance_to_lines(u, period, phase_u) - period / 4)
@@ -154,9 +161,11 @@ def _texture(texture: str, x: Array, y: Array, rng: np.random.Generator) -> Arra
 
 
 def _distance_to_lines(position: Array, period: float, phase: float) -> Array:
-    return np.abs((position / period + phase) % 1 - 0.5).astype(np.float32) * np.float32(period)
+    periods: Array = np.abs((position / period + phase) % 1 - 0.5).astype(np.float32)
+    return periods * np.float32(period)
 
 
 def _cover(distance: Array) -> Array:
     """Share of a pixel that lies inside a boundary at this signed distance (px)."""
-    return np.clip(0.5 - distance * SUPERSAMPLING, 0, 1).astype(np.float32)
+    share: Array = np.clip(0.5 - distance * SUPERSAMPLING, 0, 1).astype(np.float32)
+    return share

@@ -47,7 +47,7 @@ CLASSES = {name: [None, *(word for word in table if word)] for name, table in TA
 
 
 def build_tokenizers() -> tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]:
-    """Word-level tokenizers of the caption grammar: CLIP's (<bos> text <eos>) and T5's (text <eos>)."""
+    """Word-level tokenizers of the grammar: CLIP's (<bos> text <eos>) and T5's (text <eos>)."""
     ids = {word: index for index, word in enumerate((*SPECIAL, *vocabulary()))}
 
     def build(template: str, max_tokens: int) -> PreTrainedTokenizerFast:
@@ -118,13 +118,14 @@ class _Readout(nn.Module):
 
 
 def train_encoders(
-    steps: int, log: Callable[[dict[str, float]], None], batch: int = 64
+    steps: int, log: Callable[[dict[str, float]], None], device: torch.device, batch: int = 64
 ) -> tuple[CLIPTextModel, T5EncoderModel]:
     """Teach both encoders to understand captions; takes a few minutes, so it keeps no checkpoint.
 
     Args:
         steps: Optimizer steps.
         log: Called with figures every 100 steps.
+        device: Where to train.
         batch: Captions per step.
 
     Returns:
@@ -132,7 +133,8 @@ def train_encoders(
     """
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    (clip_tokens, t5_tokens), (clip, t5), readout = build_tokenizers(), build_encoders(), _Readout()
+    clip_tokens, t5_tokens = build_tokenizers()
+    clip, t5, readout = (module.to(device) for module in (*build_encoders(), _Readout()))
     parameters = [*clip.parameters(), *t5.parameters(), *readout.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -143,7 +145,7 @@ def train_encoders(
         # captions are padded without a mask, as FluxPipeline does: meet other lengths too
         length = int(rng.choice((MAX_TOKENS, 64, 128, 512), p=(0.85, 0.08, 0.05, 0.02)))
         n = batch if length < 512 else batch // 8
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             loss_t5, right_t5 = _token_loss(t5, t5_tokens, readout, captions[:n], length)
             loss_clip, right_clip = _pooled_loss(clip, clip_tokens, readout, captions)
         (loss_t5 + loss_clip).backward()
@@ -153,7 +155,7 @@ def train_encoders(
         schedule.step()
         if step % 100 == 99 or step + 1 == steps:
             log({"step": step + 1, "t5_right": right_t5, "clip_right": right_clip})
-    return clip.eval(), t5.eval()
+    return clip.eval().cpu(), t5.eval().cpu()
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], length: int) -> Tensor:
@@ -169,13 +171,15 @@ def _token_loss(
     t5: T5EncoderModel, tokenizer: PreTrainedTokenizerFast, readout: _Readout,
     captions: list[Caption], length: int,
 ) -> tuple[Tensor, float]:  # fmt: skip
-    hidden = t5(tokenize(tokenizer, [c.text for c in captions], length)).last_hidden_state
+    ids = tokenize(tokenizer, [c.text for c in captions], length).to(t5.device)
+    hidden = t5(ids).last_hidden_state
     losses, right = [], []
     for name, classes in CLASSES.items():
         target = torch.full(hidden.shape[:2], -100)
         for row, caption in enumerate(captions):
             said = [classes.index(_asked(caption.asked, owner, name)) for owner in caption.owners]
             target[row, : len(said)] = torch.tensor(said)
+        target = target.to(hidden.device)
         scores = readout.per_token[name](hidden)
         losses.append(F.cross_entropy(scores.float().flatten(0, 1), target.flatten()))
         right.append((scores.argmax(-1) == target)[target >= 0].float().mean())
@@ -189,9 +193,13 @@ def _asked(asked: AskedScene, owner: int, name: str) -> str | None:
 
 
 def _pooled_loss(
-    clip: CLIPTextModel, tokenizer: PreTrainedTokenizerFast, readout: _Readout, captions: list[Caption]
+    clip: CLIPTextModel,
+    tokenizer: PreTrainedTokenizerFast,
+    readout: _Readout,
+    captions: list[Caption],
 ) -> tuple[Tensor, float]:
-    pooled = clip(tokenize(tokenizer, [c.text for c in captions], MAX_TOKENS)).pooler_output
+    tokens = tokenize(tokenizer, [c.text for c in captions], MAX_TOKENS).to(clip.device)
+    pooled = clip(tokens).pooler_output
     losses, right = [], []
     for name in OBJECT_TABLES:  # class 0: nothing is asked at this place
         target = torch.zeros(len(captions), len(PLACES), dtype=torch.int64)
@@ -200,10 +208,15 @@ def _pooled_loss(
                 if thing.place:
                     column = PLACES.index(thing.place)
                     target[row, column] = 1 + CLASSES[name].index(getattr(thing, name))
+        target = target.to(pooled.device)
         scores = readout.per_place[name](pooled).view(*target.shape, -1)
         losses.append(F.cross_entropy(scores.float().flatten(0, 1), target.flatten()))
         right.append((scores.argmax(-1) == target).float().mean())
     for name in BACKGROUND_TABLES:
         ids = [CLASSES[name].index(getattr(caption.asked, name)) for caption in captions]
-        losses.append(F.cross_entropy(readout.pooled[name](pooled).float(), torch.tensor(ids)))
+        losses.append(
+            F.cross_entropy(
+                readout.pooled[name](pooled).float(), torch.tensor(ids, device=pooled.device)
+            )
+        )
     return torch.stack(losses).mean(), float(torch.stack(right).min())

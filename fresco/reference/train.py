@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from fresco.reference.dataset import LatentDataset, make_pictures, write_shard
 from fresco.reference.transformer import Batch, build_optimizers, build_transformer, flow_loss
 
 SEED = 1  # series of the training scenes
+VAE_STEPS, TEXT_STEPS, N_SHARDS = 2600, 1300, 10
 BATCH = {64: 96, 128: 40, 256: 10}  # pictures per step: equal time
 EMA_DECAY = 0.997
 WARM_UP = 100  # steps
@@ -34,17 +36,20 @@ CHECKPOINT_S = 300.0
 Log = Callable[[dict[str, float]], None]
 
 
-def prepare(folder: Path, log: Log, vae_steps: int, text_steps: int, n_shards: int) -> None:
+def prepare(
+    folder: Path, log: Log, device: torch.device, vae_steps: int = VAE_STEPS,
+    text_steps: int = TEXT_STEPS, n_shards: int = N_SHARDS,
+) -> None:  # fmt: skip
     """Autoencoder, text encoders and latents, each unless the folder has it."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "vae").exists():
-        vae = train_autoencoder(make_pictures(SEED, 1500), vae_steps, folder, log)
+        vae = train_autoencoder(make_pictures(SEED, 1500), vae_steps, folder, log, device)
         vae.save_pretrained(folder / "vae")
     if not (folder / "text_encoder").exists():
-        clip, t5 = text.train_encoders(text_steps, log)
+        clip, t5 = text.train_encoders(text_steps, log, device)
         t5.save_pretrained(folder / "text_encoder_2")
         clip.save_pretrained(folder / "text_encoder")
-    vae = AutoencoderKL.from_pretrained(folder / "vae")
+    vae = AutoencoderKL.from_pretrained(folder / "vae").to(device)
     for index in range(n_shards):
         write_shard(vae, SEED, index, folder)
         log({"shards": index + 1})
@@ -53,9 +58,10 @@ def prepare(folder: Path, log: Log, vae_steps: int, text_steps: int, n_shards: i
 class TextFeatures:
     """Frozen encoders of a run's folder; captions -> what the transformer is given."""
 
-    def __init__(self, folder: Path) -> None:
-        self.clip = CLIPTextModel.from_pretrained(folder / "text_encoder").eval()
-        self.t5 = T5EncoderModel.from_pretrained(folder / "text_encoder_2").eval()
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        self.device = device
+        self.clip = CLIPTextModel.from_pretrained(folder / "text_encoder").eval().to(device)
+        self.t5 = T5EncoderModel.from_pretrained(folder / "text_encoder_2").eval().to(device)
         self.clip_tokenizer, self.t5_tokenizer = text.build_tokenizers()
 
     @torch.no_grad()
@@ -63,7 +69,7 @@ class TextFeatures:
         """T5's tokens [b, 40, d] and CLIP's pooled output [b, d]."""
 
         def ids(tokenizer: PreTrainedTokenizerFast, length: int) -> Tensor:
-            return text.tokenize(tokenizer, captions, length)
+            return text.tokenize(tokenizer, captions, length).to(self.device)
 
         tokens: Tensor = self.t5(ids(self.t5_tokenizer, text.MAX_TOKENS)).last_hidden_state
         pooled: Tensor = self.clip(ids(self.clip_tokenizer, text.CLIP_MAX_TOKENS)).pooler_output
@@ -76,17 +82,19 @@ class Training:
     Weights are kept in float32 and computed with in bfloat16.
     """
 
-    def __init__(self, folder: Path, budget_s: float) -> None:
+    def __init__(self, folder: Path, budget_s: float, device: torch.device) -> None:
         torch.manual_seed(0)
         self.folder, self.budget_s = folder, budget_s
-        self.master = build_transformer()
-        self.compute = build_transformer().to(torch.bfloat16)
+        self.master = build_transformer().to(device)
+        self.compute = build_transformer().to(device, torch.bfloat16)
         self.optimizers = build_optimizers(self.master)
         self.rates = [o.param_groups[0]["lr"] for o in self.optimizers]
         self.average = {n: p.detach().clone() for n, p in self.master.named_parameters()}
         self.step, self.elapsed_s = 0, 0.0
         if (folder / "transformer.pt").exists():
-            self._load(torch.load(folder / "transformer.pt", weights_only=True))
+            self._load(
+                torch.load(folder / "transformer.pt", weights_only=True, map_location=device)
+            )
         self._copy_weights()
 
     @property
@@ -106,7 +114,9 @@ class Training:
             optimizer.param_groups[0]["lr"] = rate * max(factor, 0.0)
         loss = flow_loss(self.compute, batch, self.progress > GUIDED_SHARE, generator)
         loss.backward()
-        for weight, computed in zip(self.master.parameters(), self.compute.parameters(), strict=True):
+        for weight, computed in zip(
+            self.master.parameters(), self.compute.parameters(), strict=True
+        ):
             weight.grad = computed.grad.float()
             computed.grad = None
         torch.nn.utils.clip_grad_norm_(self.master.parameters(), 1.0)
@@ -126,7 +136,7 @@ class Training:
     def averaged(self) -> FluxTransformer2DModel:
         """The transformer with the weights' moving average; what is shipped and sampled."""
         transformer = build_transformer()
-        transformer.load_state_dict(self.average)
+        transformer.load_state_dict({n: p.cpu() for n, p in self.average.items()})
         return transformer.eval()
 
     def save(self) -> None:
@@ -141,7 +151,7 @@ class Training:
         torch.save(state, self.folder / "transformer.tmp")
         (self.folder / "transformer.tmp").rename(self.folder / "transformer.pt")
 
-    def _load(self, state: dict[str, object]) -> None:
+    def _load(self, state: dict[str, Any]) -> None:
         self.master.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -150,7 +160,11 @@ class Training:
 
 
 def train_transformer(
-    folder: Path, budget_s: float, log: Log, on_checkpoint: Callable[[Training], None] | None = None
+    folder: Path,
+    budget_s: float,
+    log: Log,
+    device: torch.device,
+    on_checkpoint: Callable[[Training], None] | None = None,
 ) -> Training:
     """Train until the time budget is spent, going on from the folder's checkpoint.
 
@@ -158,23 +172,24 @@ def train_transformer(
         folder: A run's folder that `prepare` has filled.
         budget_s: Seconds of training in all, those before an interruption included.
         log: Called with figures every 20 steps.
+        device: Where to train.
         on_checkpoint: Called after every checkpoint; its seconds do not count.
 
     Returns:
         The finished training.
     """
-    training = Training(folder, budget_s)
-    data, features = LatentDataset(SEED, folder), TextFeatures(folder)
+    training = Training(folder, budget_s, device)
+    data, features = LatentDataset(SEED, folder), TextFeatures(folder, device)
     no_text, no_pooled = features([""])
     rng = np.random.default_rng((SEED, training.step))
-    generator = torch.Generator().manual_seed(SEED + training.step)
+    generator = torch.Generator(device).manual_seed(SEED + training.step)
     losses: dict[int, list[float]] = {64: [], 128: [], 256: []}
     saved_s = training.elapsed_s
     while training.progress < 1:
         start = time.perf_counter()
         size_px = training.draw_size_px(rng)
         latents, captions = data.draw(size_px, BATCH[size_px], rng)
-        batch = Batch(latents, *features(captions), no_text, no_pooled)
+        batch = Batch(latents.to(device), *features(captions), no_text, no_pooled)
         losses[size_px].append(training.take_step(batch, generator))
         training.elapsed_s += time.perf_counter() - start
         if training.step % 20 == 0:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -71,19 +72,22 @@ def flow_loss(
 ) -> Tensor:
     """Mean squared error of the predicted velocity; with model-guidance if `guided`."""
     x0 = batch.latents
-    b, _, h, w = x0.shape
-    eps = torch.randn(x0.shape, generator=generator)
-    odds = torch.exp(torch.randn(b, generator=generator)) * SHIFT[h // 2]
+    b, _, h, _ = x0.shape
+    randn = partial(torch.randn, generator=generator, device=x0.device)
+    rand = partial(torch.rand, generator=generator, device=x0.device)
+    eps = randn(x0.shape)
+    odds = torch.exp(randn(b)) * SHIFT[h // 2]
     sigma = odds / (1 + odds)
     x = torch.lerp(x0, eps, sigma.view(b, 1, 1, 1))
-    g = torch.empty(b).uniform_(*GUIDANCE, generator=generator)
-    dropped = torch.rand(b, generator=generator) < NO_CAPTION
+    low, high = GUIDANCE
+    g = low + (high - low) * rand(b)
+    dropped = rand(b) < NO_CAPTION
     text = torch.where(dropped.view(b, 1, 1), batch.no_text, batch.text)
     pooled = torch.where(dropped.view(b, 1), batch.no_pooled, batch.pooled)
     target = eps - x0
     if guided:
         with torch.no_grad():
-            one = torch.ones(b)
+            one = torch.ones_like(g)
             with_caption = velocity(transformer, x, sigma, one, text, pooled)
             nothing = batch.no_text.expand_as(text), batch.no_pooled.expand_as(pooled)
             without = velocity(transformer, x, sigma, one, *nothing)
@@ -105,13 +109,13 @@ def velocity(
     exact = transformer.time_text_embed.register_forward_pre_hook(
         lambda _, args: (1000 * sigma, 1000 * guidance, *args[2:])
     )
-    packed = transformer(
+    packed: Tensor = transformer(
         hidden_states=FluxPipeline._pack_latents(x.to(dtype), b, c, h, w),
         timestep=sigma,
         guidance=guidance,
         pooled_projections=pooled.to(dtype),
         encoder_hidden_states=text.to(dtype),
-        txt_ids=torch.zeros(text.shape[1], 3),
+        txt_ids=torch.zeros(text.shape[1], 3, device=x.device),
         img_ids=FluxPipeline._prepare_latent_image_ids(b, h // 2, w // 2, x.device, x.dtype),
         return_dict=False,
     )[0]

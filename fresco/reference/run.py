@@ -1,0 +1,52 @@
+"""One whole training of the reference model, from an empty folder to a pipeline directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from fresco.comparison import save_sheet
+from fresco.reference import assemble, train
+from fresco.reference.dataset import held_out_captions
+from fresco.reference.evaluate import Sampling, sample_pictures
+from fresco.reference.train import Log, Training
+
+N_SHEET = 8  # pictures of a sample sheet
+SHEET_STEPS = 25
+
+
+def train_reference(folder: Path, hours: float, log: Log, device: torch.device) -> Path:
+    """Train everything that the folder does not have yet, and assemble the pipeline.
+
+    An interrupted training goes on from the last checkpoint. `folder` gets `log.jsonl`,
+    a sample sheet per checkpoint (`sheet_<step>.png`) and, at the end, `pipeline`.
+
+    Args:
+        folder: The run's folder; it is made if need be.
+        hours: Time of the transformer's training in all, earlier calls included.
+        log: Called with figures; they are written to `log.jsonl` too.
+        device: Where to train.
+
+    Returns:
+        The pipeline's directory.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write = train.write_log(folder)
+
+    def log_both(figures: dict[str, float]) -> None:
+        write(figures)
+        log(figures)
+
+    train.prepare(folder, log_both, device)
+    training = train.train_transformer(folder, hours * 3600, log_both, device, save_samples)
+    command = f"fresco reference train --hours {hours:g}"
+    return assemble.assemble(folder, training.averaged(), folder / "pipeline", command=command)
+
+
+def save_samples(training: Training) -> None:
+    """Write a sheet of held-out captions as the averaged weights draw them now."""
+    captions = [caption.text for caption in held_out_captions(N_SHEET)]
+    pipe = assemble.build_pipeline(training.folder, training.averaged())
+    images = sample_pictures(pipe, captions, Sampling(steps=SHEET_STEPS), lambda _: None)
+    save_sheet(images, captions, training.folder / f"sheet_{training.step:06}.png")
