@@ -1,0 +1,62 @@
+"""Hypothesis strategies; tensors are drawn from a seed, in float64."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import strategies as st
+
+from fresco.layout import TokenLayout
+from fresco.noise import NoiseField
+
+SEEDS = st.integers(0, 2**31)
+
+
+def normal(seed, *shape):
+    """Gaussian draws in float64."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@st.composite
+def layouts(draw, divisible=False, mixed=True):
+    """Partitions of grids up to 12 x 12 tokens: whole, or each 4-cell split at random."""
+    unit = 4 if divisible else 1
+    rows = unit * draw(st.integers(1, 12 // unit))
+    columns = unit * draw(st.integers(1, 12 // unit))
+    patch_px = draw(st.integers(1, 2))
+    if not mixed or draw(st.booleans()):
+        return TokenLayout.whole(rows, columns, draw(st.sampled_from((4, 2, 1))), patch_px)
+    choice = torch.Generator().manual_seed(draw(SEEDS))
+    sides = torch.full((rows + 4, columns + 4), 4)
+    for side in (2, 1):  # split cells of twice this side
+        cells = (
+            torch.rand(-(-rows // (2 * side)), -(-columns // (2 * side)), generator=choice) < 0.5
+        )
+        split = cells.repeat_interleave(2 * side, 0).repeat_interleave(2 * side, 1)
+        area = sides[: split.shape[0], : split.shape[1]]
+        area[split & (area == 2 * side)] = side
+    return TokenLayout(sides[:rows, :columns].clone(), patch_px)
+
+
+def field_for(layout, seed, b=2, c=3):
+    """A noise field on a layout's grid."""
+    return NoiseField(normal(seed, b, c, *layout.grid_px), layout.patch_px)
+
+
+@st.composite
+def recipes(draw):
+    """Recipes of one to three whole-grid stages that are valid."""
+    cells = sorted(draw(st.lists(st.sampled_from((4, 2, 1)), max_size=2)), reverse=True)
+    stages, start = [], 1.0
+    for i, cell in enumerate([*cells, 1]):
+        stage = {"cell": cell, "steps": draw(st.integers(1, 9))}
+        if i and draw(st.booleans()):
+            start = min(start + draw(st.floats(0.05, 0.3)), 0.95)
+            form = draw(st.sampled_from(("trajectory", "clean", "latent", "fresh")))
+            stage["lift"] = {"form": form, "to_sigma": start}
+        if draw(st.booleans()):
+            stage["shift"] = draw(st.floats(0.3, 8))
+        if i < len(cells):
+            start *= draw(st.floats(0.2, 0.95))
+            stage["until_sigma"] = start
+        stages.append(stage)
+    return {"schema": 1, "model": "any", "baseline": {"steps": 20}, "stages": stages}

@@ -1,0 +1,160 @@
+"""Recipes: what ships is valid, what is wrong is said all at once and with its place."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+
+from fresco.errors import RecipeError
+from fresco.recipe import known_recipes, load_recipe
+from tests.strategies import recipes
+
+
+def test_recipes_ship():
+    assert {"identity", "reference_5x", "reference_10x"} <= set(known_recipes())
+
+
+@pytest.mark.parametrize("name", sorted(known_recipes()))
+def test_shipped_recipe_round_trips(name):
+    recipe = load_recipe(name)
+    assert load_recipe(recipe.model_dump(by_alias=True, exclude_unset=True)) == recipe
+    lines = known_recipes()[name].read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 40
+    assert lines[0].startswith("# ")
+    assert any(line.startswith("#   fresco ") for line in lines[:3])
+
+
+@given(recipes())
+def test_generated_recipes_are_valid(raw):
+    assert len(load_recipe(raw).bounds()) == len(raw["stages"])
+
+
+def problems(**content):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe({"schema": 1, "model": "any", **content})
+    return caught.value.problems
+
+
+@pytest.mark.parametrize(
+    ("stages", "expected"),
+    [
+        (
+            [{"cell": 2, "steps": 4}],
+            "the last stage must end at sigma 0 on the full grid, "
+            "got sigma 0 with cell 2 @ $.stages[0]",
+        ),
+        (
+            [{"cell": 1, "steps": 4, "until_sigma": 0.3}],
+            "the last stage must end at sigma 0 on the full grid, "
+            "got sigma 0.3 with cell 1 @ $.stages[0]",
+        ),
+        (
+            [{"cell": 2, "steps": 4}, {"cell": 1, "steps": 1}],
+            "a stage before the last needs until_sigma @ $.stages[0].until_sigma",
+        ),
+        (
+            [{"cell": 2, "steps": 4, "until_sigma": 0}, {"cell": 1, "steps": 1}],
+            "only the last stage ends at sigma 0 @ $.stages[0].until_sigma",
+        ),
+        (
+            [
+                {"cell": 4, "steps": 1, "until_sigma": 0.4},
+                {"cell": 2, "steps": 1, "until_sigma": 0.5},
+                {"cell": 1, "steps": 1},
+            ],
+            "0.5 is not below the stage's start 0.4 @ $.stages[1].until_sigma",
+        ),
+        (
+            [
+                {"cell": 2, "steps": 1, "until_sigma": 0.4},
+                {"cell": 1, "steps": 1, "lift": {"form": "clean", "to_sigma": 0.3}},
+            ],
+            "to_sigma 0.3 is below 0.4, where the stage before it ends @ $.stages[1].lift.to_sigma",
+        ),
+        (
+            [
+                {"cell": 2, "steps": 1, "until_sigma": 0.4},
+                {"cell": 4, "steps": 1, "until_sigma": 0.3},
+                {"cell": 1, "steps": 1},
+            ],
+            "4 is coarser than the stage before it (2) @ $.stages[1].cell",
+        ),
+        (
+            [{"cell": 1, "steps": 1, "lift": {"form": "clean"}}],
+            "the first stage starts at sigma 1; it has nothing to lift @ $.stages[0].lift",
+        ),
+        (
+            [{"cell": 1, "steps": 1, "up": "bicubic"}],
+            "up needs a next stage that lifts with form clean or fresh @ $.stages[0].up",
+        ),
+        (
+            [{"cell": 1, "steps": 2, "sigmas": [1.0], "shift": 2}],
+            "give shift or sigmas, not both @ $.stages[0].shift",
+        ),
+        (
+            [{"cell": 1, "steps": 2, "sigmas": [1.0]}],
+            "1 sigmas for 2 steps @ $.stages[0].sigmas",
+        ),
+        (
+            [{"cell": 1, "steps": 2, "sigmas": [0.9, 0.95]}],
+            "sigmas must fall from 1 and stay above 0 @ $.stages[0].sigmas",
+        ),
+        (
+            [{"cell": "mixed", "steps": 2}],
+            "cell 'mixed' is not supported yet; supported sides: 4, 2, 1 @ $.stages[0].cell",
+        ),
+        (
+            [{"cell": 1, "steps": 0}],
+            "Input should be greater than or equal to 1 @ $.stages[0].steps",
+        ),
+        (
+            [{"cell": 1, "steps": 1, "until_sigma": float("nan")}],
+            "Input should be a finite number @ $.stages[0].until_sigma",
+        ),
+    ],
+)
+def test_stages_are_checked(stages, expected):
+    assert expected in problems(stages=stages)
+
+
+def test_all_problems_are_reported_at_once():
+    found = problems(
+        stagse=[],
+        stages=[{"cell": 2, "stpes": 4, "lift": {"form": "clear"}}],
+        stack=[{"kind": "cahce"}],
+    )
+    assert len(found) == 5
+    assert (
+        "unknown key 'stagse'; known: schema, model, baseline, stages, stack, expects, validated. "
+        "Did you mean 'stages'? @ $.stagse" in found
+    )
+    assert "Field required @ $.stages[0].steps" in found
+    assert any("Did you mean 'steps'? @ $.stages[0].stpes" in problem for problem in found)
+    assert any("'trajectory', 'clean', 'latent' or 'fresh'" in problem for problem in found)
+    assert "unknown technique 'cahce'; known: none @ $.stack[0].kind" in found
+
+
+def test_a_file_s_problems_name_the_file(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text("schema: 1\nmodel: any\nstages:\n  - {cell: 1, steps: 2, until_sigma: 1.5}\n")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    message = "bad.yaml: 1 problem(s)\n  - Input should be less than 1 @ $.stages[0].until_sigma"
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "schema: [", "a: !!python/object:os.system x"])
+def test_files_that_are_no_recipe_are_refused(tmp_path, text):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=r"bad.yaml: \d problem"):
+        load_recipe(str(path))
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_recipe(tmp_path / "none.yaml")
+
+
+def test_another_schema_is_refused():
+    assert problems(schema=2) == ("Input should be 1 @ $.schema",)
