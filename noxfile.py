@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nox
 
 nox.needs_version = ">=2025.2.9"
@@ -54,8 +56,8 @@ def wheel(session: nox.Session) -> None:
     session.install("build")
     out = session.create_tmp()
     session.run("python", "-m", "build", "--wheel", "--outdir", out, ".")
-    session.install(*CONSTRAINTS, "--force-reinstall", "--no-deps", "--no-index", "--find-links", out, "fresco")
-    session.install(*CONSTRAINTS, ".")
+    (built,) = Path(out).glob("fresco-*.whl")
+    session.install(*CONSTRAINTS, str(built))
     session.cd(out)
     session.run("fresco", "recipes")
     session.run("python", "-c", "import fresco.reference; fresco.reference.load()")
