@@ -117,12 +117,16 @@ def train(
     device: Annotated[
         str | None, typer.Option(help="Where to train; default: a GPU if there is one.")
     ] = None,
+    from_shipped: Annotated[
+        bool, typer.Option("--from-shipped", help="Go on from the weights that ship.")
+    ] = False,
 ) -> None:
     """Train the reference model; an interrupted training goes on where it stopped."""
     with _clear_errors():
         with console.status("Loading"):
             import torch
 
+            from fresco.reference import PIPELINE
             from fresco.reference.run import train_reference
 
         with _bar() as bar:
@@ -137,7 +141,9 @@ def train(
                 bar.update(task, description=text)
 
             where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-            out = train_reference(folder, hours, log, torch.device(where))
+            out = train_reference(
+                folder, hours, log, torch.device(where), PIPELINE if from_shipped else None
+            )
     console.print(f"Wrote {out}.", soft_wrap=True)
 
 

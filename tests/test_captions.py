@@ -22,6 +22,10 @@ def test_every_word_has_an_owner_and_words_of_an_object_stand_together(seed):
     caption = describe(scene, rng)
     words = caption.text.replace(",", " ,").split()
     assert len(words) == len(caption.owners)
+    joints = [
+        owner for word, owner in zip(words, caption.owners, strict=True) if word in (",", "and")
+    ]
+    assert joints == [-1] * (len(scene.objects) - 1)
     runs = [o for i, o in enumerate(caption.owners) if i == 0 or caption.owners[i - 1] != o]
     assert [o for o in runs if o >= 0] == list(range(len(scene.objects)))
 

@@ -134,7 +134,8 @@ def train_autoencoder(
             state = {"model": vae.state_dict(), "optimizer": optimizer.state_dict()}
             torch.save({**state, "schedule": schedule.state_dict(), "step": step + 1}, checkpoint)
     vae.eval()
-    sample = _whole(pictures, 64, torch.Generator().manual_seed(0)) / 2 + 0.5
+    n_sample = min(64, len(pictures))
+    sample = _whole(pictures, n_sample, torch.Generator().manual_seed(0)) / 2 + 0.5
     measure_latents(vae, encode(vae, sample.to(device)))
     return vae.cpu()
 

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ def make_examples(
     seed: int, start: int, stop: int, n_workers: int = 2
 ) -> Iterator[tuple[Scene, NDArray[np.uint8]]]:
     """Scenes `start` to `stop` of a series, in order, drawn by several processes."""
-    with ProcessPoolExecutor(n_workers) as workers:
+    with ProcessPoolExecutor(n_workers, mp_context=get_context("spawn")) as workers:
         yield from workers.map(make_example, repeat(seed), range(start, stop), chunksize=32)
 
 

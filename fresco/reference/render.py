@@ -1,8 +1,8 @@
 """Draw a scene: the pictures that the reference model learns from and is judged by.
 
 Everything is drawn as signed distances at twice the resolution and averaged down, so
-that no edge is jagged and the smaller sizes are what a camera would see: at 64 px the
-textures (11 to 16 px at 256 px) melt into their mean colour. They need full resolution.
+that no edge is jagged and the smaller sizes are what a camera would see: textures (11 to
+16 px at 256 px) fade with the size, and have melted into their mean colour at 16 px.
 
 What a caption cannot say (exact position, angle, period and phase of a texture) is drawn
 from the generator.

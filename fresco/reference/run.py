@@ -16,7 +16,9 @@ N_SHEET = 8  # pictures of a sample sheet
 SHEET_STEPS = 25
 
 
-def train_reference(folder: Path, hours: float, log: Log, device: torch.device) -> Path:
+def train_reference(
+    folder: Path, hours: float, log: Log, device: torch.device, start: Path | None = None
+) -> Path:
     """Train everything that the folder does not have yet, and assemble the pipeline.
 
     An interrupted training goes on from the last checkpoint. `folder` gets `log.jsonl`,
@@ -27,11 +29,14 @@ def train_reference(folder: Path, hours: float, log: Log, device: torch.device) 
         hours: Time of the transformer's training in all, earlier calls included.
         log: Called with figures; they are written to `log.jsonl` too.
         device: Where to train.
+        start: A trained pipeline to go on from, unless the run has begun; default: nothing.
 
     Returns:
         The pipeline's directory.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if start is not None:
+        train.start_from(start, folder)
     write = train.write_log(folder)
 
     def log_both(figures: dict[str, float]) -> None:
@@ -40,7 +45,7 @@ def train_reference(folder: Path, hours: float, log: Log, device: torch.device) 
 
     train.prepare(folder, log_both, device)
     training = train.train_transformer(folder, hours * 3600, log_both, device, save_samples)
-    command = f"fresco reference train --hours {hours:g}"
+    command = f"fresco reference train --hours {hours:g}" + (" --from-shipped" if start else "")
     return assemble.assemble(folder, training.averaged(), folder / "pipeline", command=command)
 
 

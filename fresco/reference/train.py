@@ -2,13 +2,14 @@
 
 Every part leaves its result in the run's folder and is not done again, so an interrupted
 training goes on where it stopped. The transformer's schedule is a share of a time budget:
-the first 30 % see 64 and 128 px only, then mostly 256 px; the rate is constant to one half and
-falls to zero; the last quarter distils guidance.
+the first 30 % see 64 and 128 px only, then all three; the rate is constant to one half and
+falls to zero; the last 15 % distil guidance.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,10 +31,22 @@ VAE_STEPS, TEXT_STEPS, N_SHARDS = 2600, 1300, 10
 BATCH = {64: 96, 128: 40, 256: 10}  # pictures per step: equal time
 EMA_DECAY = 0.997
 WARM_UP = 100  # steps
-COARSE_SHARE, CONSTANT_SHARE, GUIDED_SHARE = 0.3, 0.5, 0.75  # of the time budget
+COARSE_SHARE, CONSTANT_SHARE, GUIDED_SHARE = 0.3, 0.5, 0.85  # of the time budget
 CHECKPOINT_S = 300.0
 
 Log = Callable[[dict[str, float]], None]
+
+
+def start_from(pipeline: Path, folder: Path) -> None:
+    """Let a new run go on from a trained pipeline: its frozen parts, and its transformer to start.
+
+    Args:
+        pipeline: A FluxPipeline directory, such as the one that ships.
+        folder: The run's folder; parts that it has already stay.
+    """
+    for part in ("vae", "text_encoder", "text_encoder_2", "transformer"):
+        if not (folder / part).exists():
+            shutil.copytree(pipeline / part, folder / part)
 
 
 def prepare(
@@ -49,7 +62,7 @@ def prepare(
         clip, t5 = text.train_encoders(text_steps, log, device)
         t5.save_pretrained(folder / "text_encoder_2")
         clip.save_pretrained(folder / "text_encoder")
-    vae = AutoencoderKL.from_pretrained(folder / "vae").to(device)
+    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).to(device)
     for index in range(n_shards):
         write_shard(vae, SEED, index, folder)
         log({"shards": index + 1})
@@ -86,6 +99,9 @@ class Training:
         torch.manual_seed(0)
         self.folder, self.budget_s = folder, budget_s
         self.master = build_transformer().to(device)
+        if (folder / "transformer").exists():  # of `start_from`
+            start = FluxTransformer2DModel.from_pretrained(folder / "transformer")
+            self.master.load_state_dict(start.state_dict())
         self.compute = build_transformer().to(device, torch.bfloat16)
         self.optimizers = build_optimizers(self.master)
         self.rates = [o.param_groups[0]["lr"] for o in self.optimizers]
@@ -104,7 +120,7 @@ class Training:
 
     def draw_size_px(self, rng: np.random.Generator) -> int:
         """Picture size of the next step."""
-        odds = (0.5, 0.5, 0.0) if self.progress < COARSE_SHARE else (0.12, 0.18, 0.7)
+        odds = (0.5, 0.5, 0.0) if self.progress < COARSE_SHARE else (0.2, 0.35, 0.45)
         return int(rng.choice((64, 128, 256), p=odds))
 
     def take_step(self, batch: Batch, generator: torch.Generator) -> float:

@@ -1,0 +1,101 @@
+"""The reference model's training: from nothing to a pipeline, interrupted, and gone on with."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from fresco.reference import dataset, load, train
+from fresco.reference.autoencoder import encode, train_autoencoder
+from fresco.reference.run import train_reference
+from fresco.reference.text import WIDTH
+from fresco.reference.transformer import Batch, flow_loss
+
+CPU = torch.device("cpu")
+
+
+def make_batch():
+    draw = torch.Generator().manual_seed(0)
+    return Batch(
+        torch.randn(2, 4, 16, 16, generator=draw),
+        torch.randn(2, 5, WIDTH, generator=draw),
+        torch.randn(2, WIDTH, generator=draw),
+        torch.randn(1, 5, WIDTH, generator=draw),
+        torch.randn(1, WIDTH, generator=draw),
+    )
+
+
+@pytest.fixture
+def short_training(monkeypatch):
+    """Every part as short as it can be; all code runs, nothing is learnt."""
+    pictures = torch.from_numpy(dataset.make_example(0, 0)[1])[None]
+    monkeypatch.setattr(train, "make_pictures", lambda *_: pictures)
+    monkeypatch.setattr(dataset, "SHARD", 8)
+    monkeypatch.setattr(train, "BATCH", {64: 2, 128: 1, 256: 1})
+    monkeypatch.setattr("fresco.reference.run.N_SHEET", 1)
+    monkeypatch.setattr("fresco.reference.run.SHEET_STEPS", 1)
+    shortened = {"vae_steps": 1, "text_steps": 1, "n_shards": 1}
+    prepare = train.prepare
+    monkeypatch.setattr(train, "prepare", lambda *given: prepare(*given, **shortened))
+
+
+def test_a_training_from_nothing_ends_with_a_pipeline_and_goes_on_from_it(short_training, tmp_path):
+    out = train_reference(tmp_path / "first", 1e-4, lambda _: None, CPU)
+    pipe = load(out)
+    assert pipe("a ring", num_inference_steps=1, output_type="pt").images.shape == (1, 3, 256, 256)
+    provenance = json.loads((out / "provenance.json").read_text())
+    assert provenance["command"] == "fresco reference train --hours 0.0001"
+    assert list((tmp_path / "first").glob("sheet_*.png"))
+
+    train.start_from(out, tmp_path / "second")
+    started = train.Training(tmp_path / "second", 1.0, CPU)
+    for name, weight in started.master.state_dict().items():
+        assert weight.equal(pipe.transformer.state_dict()[name]), name
+
+
+def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path):
+    whole = train.Training(tmp_path / "none", 1e9, CPU)
+    draws = [torch.Generator().manual_seed(i) for i in range(3)]
+    for draw in draws:
+        whole.take_step(make_batch(), draw)
+    first = train.Training(tmp_path, 1e9, CPU)
+    first.take_step(make_batch(), torch.Generator().manual_seed(0))
+    first.save()
+    second = train.Training(tmp_path, 1e9, CPU)
+    for i in (1, 2):
+        second.take_step(make_batch(), torch.Generator().manual_seed(i))
+    assert second.step == whole.step == 3
+    for name, weight in second.averaged().state_dict().items():
+        torch.testing.assert_close(weight, whole.averaged().state_dict()[name])
+
+
+def test_an_interrupted_autoencoder_goes_on_from_its_checkpoint(tmp_path):
+    pictures = torch.from_numpy(dataset.make_example(0, 0)[1])[None]
+    logged = []
+    train_autoencoder(pictures, 1, tmp_path, logged.append, CPU)
+    vae = train_autoencoder(pictures, 2, tmp_path, logged.append, CPU)
+    assert [figures["step"] for figures in logged] == [1, 2]
+    z = (encode(vae, pictures / 255) - vae.config.shift_factor) * vae.config.scaling_factor
+    torch.testing.assert_close(z.std(), torch.tensor(1.0), atol=0.1, rtol=0)
+
+
+def test_the_untrained_model_predicts_nothing_and_guidance_changes_the_target():
+    transformer = train.build_transformer()
+    batch = make_batch()
+    loss = flow_loss(transformer, batch, False, torch.Generator().manual_seed(0))
+    draw = torch.Generator().manual_seed(0)
+    velocity = torch.randn(batch.latents.shape, generator=draw) - batch.latents
+    torch.testing.assert_close(loss, velocity.square().mean())
+    for parameter in transformer.proj_out.parameters():
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
+    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+        for name, parameter in block.named_parameters():
+            if "norm" in name and parameter.ndim == 2:
+                torch.nn.init.normal_(parameter, std=0.1)
+    plain, guided = (
+        flow_loss(transformer, batch, guided, torch.Generator().manual_seed(0))
+        for guided in (False, True)
+    )
+    assert not torch.isclose(plain, guided)
