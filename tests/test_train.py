@@ -81,21 +81,40 @@ def test_an_interrupted_autoencoder_goes_on_from_its_checkpoint(tmp_path):
     torch.testing.assert_close(z.std(), torch.tensor(1.0), atol=0.1, rtol=0)
 
 
-def test_the_untrained_model_predicts_nothing_and_guidance_changes_the_target():
+def test_an_untrained_model_is_as_wrong_as_predicting_nothing():
     transformer = train.build_transformer()
     batch = make_batch()
-    loss = flow_loss(transformer, batch, False, torch.Generator().manual_seed(0))
+    loss = flow_loss(transformer, batch, torch.Generator().manual_seed(0))
     draw = torch.Generator().manual_seed(0)
     velocity = torch.randn(batch.latents.shape, generator=draw) - batch.latents
     torch.testing.assert_close(loss, velocity.square().mean())
-    for parameter in transformer.proj_out.parameters():
-        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
-    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
-        for name, parameter in block.named_parameters():
-            if "norm" in name and parameter.ndim == 2:
-                torch.nn.init.normal_(parameter, std=0.1)
-    plain, guided = (
-        flow_loss(transformer, batch, guided, torch.Generator().manual_seed(0))
-        for guided in (False, True)
-    )
-    assert not torch.isclose(plain, guided)
+
+
+def test_guidance_is_distilled_from_a_teacher_that_stays_as_it_is(monkeypatch, tmp_path):
+    """The teacher's answers are 2 with a caption and 1 without: guided by g, they are 1 + g."""
+    monkeypatch.setattr("fresco.reference.transformer.NO_CAPTION", 0.0)
+    student, teacher, batch = object(), object(), make_batch()
+    told = []
+
+    def velocity(model, x, sigma, g, text, pooled):
+        if model is teacher:
+            assert g.eq(1).all()
+            said = 1.0 if text.equal(batch.no_text.expand_as(text)) else 2.0
+            return torch.full_like(x, said)
+        told.append(g)
+        return torch.zeros_like(x)
+
+    monkeypatch.setattr("fresco.reference.transformer.velocity", velocity)
+    loss = flow_loss(student, batch, torch.Generator().manual_seed(0), teacher)
+    torch.testing.assert_close(loss, ((1 + told[0]) ** 2).mean())
+
+
+def test_the_last_share_of_the_budget_has_a_teacher(tmp_path):
+    training = train.Training(tmp_path, 1.0, CPU)
+    training.take_step(make_batch(), torch.Generator().manual_seed(0))
+    assert training.teacher is None
+    training.elapsed_s = 0.99
+    before = training.averaged().state_dict()
+    training.take_step(make_batch(), torch.Generator().manual_seed(0))
+    for name, weight in training.teacher.state_dict().items():
+        assert weight.equal(before[name].bfloat16()), name

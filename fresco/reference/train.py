@@ -106,6 +106,7 @@ class Training:
         self.optimizers = build_optimizers(self.master)
         self.rates = [o.param_groups[0]["lr"] for o in self.optimizers]
         self.average = {n: p.detach().clone() for n, p in self.master.named_parameters()}
+        self.teacher: FluxTransformer2DModel | None = None  # of the guided share
         self.step, self.elapsed_s = 0, 0.0
         if (folder / "transformer.pt").exists():
             self._load(
@@ -128,7 +129,9 @@ class Training:
         factor = min((self.step + 1) / WARM_UP, (1 - self.progress) / (1 - CONSTANT_SHARE), 1)
         for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * max(factor, 0.0)
-        loss = flow_loss(self.compute, batch, self.progress > GUIDED_SHARE, generator)
+        if self.progress > GUIDED_SHARE and self.teacher is None:
+            self.teacher = self.averaged().to(self.compute.device, torch.bfloat16)
+        loss = flow_loss(self.compute, batch, generator, self.teacher)
         loss.backward()
         for weight, computed in zip(
             self.master.parameters(), self.compute.parameters(), strict=True

@@ -2,8 +2,9 @@
 
 Flow matching at three sizes: `x = (1 - sigma) x0 + sigma eps`, the model predicts `eps - x0`.
 In the last part of the training the guidance scale that the model is told is distilled into
-it, as in FLUX.1-dev; the target is model-guidance (Tang et al., arXiv 2502.12154v1, Eq. 10):
-`eps - x0 + (g - 1) (v(caption) - v(no caption))`.
+it, as in FLUX.1-dev: the target is what a frozen teacher, the model so far, predicts with
+classifier-free guidance of that scale (Meng et al., arXiv 2210.03142v3, Eq. 2). With the
+model as its own teacher the guidance feeds on itself, and the loss explodes within 40 steps.
 """
 
 from __future__ import annotations
@@ -68,9 +69,12 @@ class Batch:
 
 
 def flow_loss(
-    transformer: FluxTransformer2DModel, batch: Batch, guided: bool, generator: torch.Generator
+    transformer: FluxTransformer2DModel,
+    batch: Batch,
+    generator: torch.Generator,
+    teacher: FluxTransformer2DModel | None = None,
 ) -> Tensor:
-    """Mean squared error of the predicted velocity; with model-guidance if `guided`."""
+    """Mean squared error to the velocity, or to a teacher's guided prediction if there is one."""
     x0 = batch.latents
     b, _, h, _ = x0.shape
     randn = partial(torch.randn, generator=generator, device=x0.device)
@@ -85,13 +89,13 @@ def flow_loss(
     text = torch.where(dropped.view(b, 1, 1), batch.no_text, batch.text)
     pooled = torch.where(dropped.view(b, 1), batch.no_pooled, batch.pooled)
     target = eps - x0
-    if guided:
+    if teacher is not None:
         with torch.no_grad():
             one = torch.ones_like(g)
-            with_caption = velocity(transformer, x, sigma, one, text, pooled)
+            with_caption = velocity(teacher, x, sigma, one, text, pooled)
             nothing = batch.no_text.expand_as(text), batch.no_pooled.expand_as(pooled)
-            without = velocity(transformer, x, sigma, one, *nothing)
-        target = target + (g - 1).view(b, 1, 1, 1) * (with_caption - without)
+            without = velocity(teacher, x, sigma, one, *nothing)
+        target = without + g.view(b, 1, 1, 1) * (with_caption - without)
     return F.mse_loss(velocity(transformer, x, sigma, g, text, pooled), target)
 
 
