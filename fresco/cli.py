@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -233,16 +234,19 @@ def _demo_table(report: Mapping[str, Any]) -> Table:
         "call s",
         "PSNR dB",
         "SSIM",
-        "asked shown",
+        "asked",
         "scenes",
         title=title,
+        caption="asked: share of the asked attributes that the pictures show; scenes: with all",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
     )
     closeness = {"baseline": ("", None, None), "accelerated": ("", "psnr_db", "ssim"),
                  "fewer_steps": ("", "fewer_steps_psnr_db", "fewer_steps_ssim")}  # fmt: skip
     labels = {
         "baseline": "full",
         "accelerated": "accelerated",
-        "fewer_steps": "fewer steps, same cost",
+        "fewer_steps": "fewer steps",
     }
     for key, (_, psnr, ssim) in closeness.items():
         table.add_row(
