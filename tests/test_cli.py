@@ -81,7 +81,8 @@ def test_demo_and_evaluate_print_their_tables(tmp_path, monkeypatch):
     out = tmp_path / "out"
     result = run("demo", "--prompt", "a red ring", "--steps", "2", "--out", str(out), "--seed", "4")
     assert result.exit_code == 0
-    assert "fewer steps, same cost" in result.output
+    for row in ("full", "accelerated", "fewer steps"):
+        assert row in result.output
     assert {path.name for path in out.iterdir()} == {"comparison.png", "report.json"}
     result = run("reference", "evaluate", "--prompts", "2", "--steps", "1")
     assert result.exit_code == 0

@@ -5,7 +5,8 @@ import sys
 import pytest
 import torch
 
-from fresco.reference import MAX_TOKENS, WeightsError, load, text
+import fresco
+from fresco.reference import MAX_TOKENS, PIPELINE, WeightsError, load, text
 from fresco.reference.evaluate import Sampling, sample_pictures
 from tests.reference_parts import assemble_untrained
 
@@ -60,3 +61,31 @@ def test_importing_the_package_imports_no_training_and_no_torch():
     code = f"import sys, fresco.reference; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_shipped_files_are_at_most_32_mib():
+    files = [path for path in PIPELINE.parent.rglob("*") if path.is_file()]
+    assert files
+    assert sum(path.stat().st_size for path in files) <= 32 * 2**20
+
+
+@pytest.mark.parametrize("stages", [[], [{"cell": 1, "steps": 2}]], ids=["none", "all fine"])
+def test_the_shipped_model_is_untouched_by_identity_recipes_and_restored_by_others(stages):
+    pipe = load()
+
+    def draw():
+        return pipe(
+            "a red ring at the top",
+            num_inference_steps=2,
+            max_sequence_length=MAX_TOKENS,
+            generator=torch.Generator().manual_seed(0),
+            output_type="latent",
+        ).images
+
+    plain = draw()
+    with fresco.accelerate(pipe, {"schema": 1, "model": "any", "stages": stages}):
+        assert draw().equal(plain)
+    with fresco.accelerate(pipe, "reference_5x") as accelerated:
+        assert not draw().equal(plain)
+        assert [step.tokens for step in accelerated.report.steps] == [256, 1024]
+    assert draw().equal(plain)
