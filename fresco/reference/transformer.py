@@ -4,7 +4,7 @@ Flow matching at three sizes: `x = (1 - sigma) x0 + sigma eps`, the model predic
 In the last part of the training the guidance scale that the model is told is distilled into
 it, as in FLUX.1-dev: the target is what a frozen teacher, the model so far, predicts with
 classifier-free guidance of that scale (Meng et al., arXiv 2210.03142v3, Eq. 2). With the
-model as its own teacher the guidance feeds on itself, and the loss explodes within 40 steps.
+model as its own teacher the loss exploded within about 50 steps (docs/explanation).
 """
 
 from __future__ import annotations
