@@ -24,6 +24,7 @@ def make_batch():
         torch.randn(2, WIDTH, generator=draw),
         torch.randn(1, 5, WIDTH, generator=draw),
         torch.randn(1, WIDTH, generator=draw),
+        torch.randint(3, (2, 9, 6), generator=draw),
     )
 
 

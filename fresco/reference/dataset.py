@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fresco.reference.autoencoder import encode
 from fresco.reference.captions import Caption, describe
+from fresco.reference.readout import scene_classes
 from fresco.reference.render import render
 from fresco.reference.scenes import Scene, sample_scene
 
@@ -92,11 +93,19 @@ class LatentDataset:
             for index in range(len(self.latents[SIZES_PX[0]]))
         ]
 
-    def draw(self, size_px: int, n: int, rng: np.random.Generator) -> tuple[Tensor, list[str]]:
-        """Latents of `n` scenes, float32 [n, 4, h, w], and a caption of each, none held out."""
+    def draw(
+        self, size_px: int, n: int, rng: np.random.Generator
+    ) -> tuple[Tensor, list[str], Tensor]:
+        """Draw `n` scenes.
+
+        Returns:
+            Latents, float32 [n, 4, h, w]; a caption of each, none held out; their
+            `scene_classes`, int64 [n, 9, 6].
+        """
         picked = rng.integers(len(self.scenes), size=n)
         captions = [caption_of(self.scenes[i], rng, held_out=False).text for i in picked]
-        return self.latents[size_px][torch.from_numpy(picked)].float(), captions
+        classes = torch.stack([scene_classes(self.scenes[i]) for i in picked])
+        return self.latents[size_px][torch.from_numpy(picked)].float(), captions, classes
 
 
 def caption_of(scene: Scene, rng: np.random.Generator, held_out: bool) -> Caption:

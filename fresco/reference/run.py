@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from fresco.comparison import save_sheet
-from fresco.reference import assemble, train
+from fresco.reference import assemble, parallel, train
 from fresco.reference.dataset import held_out_captions
 from fresco.reference.evaluate import Sampling, sample_pictures
 from fresco.reference.train import Log, Training
@@ -35,17 +35,23 @@ def train_reference(
         The pipeline's directory.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if start is not None:
-        train.start_from(start, folder)
+    device = parallel.start(device)
     write = train.write_log(folder)
 
     def log_both(figures: dict[str, float]) -> None:
-        write(figures)
-        log(figures)
+        if parallel.rank() == 0:
+            write(figures)
+            log(figures)
 
-    train.prepare(folder, log_both, device)
+    if parallel.rank() == 0:
+        if start is not None:
+            train.start_from(start, folder)
+        train.prepare(folder, log_both, device)
+    parallel.wait()
     training = train.train_transformer(folder, hours * 3600, log_both, device, save_samples)
     command = f"fresco reference train --hours {hours:g}" + (" --from-shipped" if start else "")
+    if parallel.rank() > 0:
+        return folder / "pipeline"
     return assemble.assemble(folder, training.averaged(), folder / "pipeline", command=command)
 
 

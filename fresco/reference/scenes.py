@@ -23,7 +23,8 @@ PLACES = (
 BACKGROUND_COLOURS = ("white", "grey", "yellow", "green", "blue", "pink")
 BACKGROUND_KINDS = ("plain", "graded", "patterned")
 
-COUNT_PROBABILITIES = (0.4, 0.4, 0.2)  # of one, two and three objects
+COUNT_PROBABILITIES = (0.5, 0.4, 0.1)  # of one, two and three objects
+KIND_PROBABILITIES = (0.5, 0.3, 0.2)  # of BACKGROUND_KINDS
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,13 @@ class Scene:
 
 
 def sample_scene(rng: np.random.Generator) -> Scene:
-    """Draw a scene; every attribute uniform and independent, places distinct.
+    """Draw a scene: attributes independent, those of objects uniform; places distinct.
 
     Args:
         rng: Source of randomness; it is advanced.
 
     Returns:
-        A scene of one to three objects (`COUNT_PROBABILITIES`).
+        A scene of one to three objects (`COUNT_PROBABILITIES`, `KIND_PROBABILITIES`).
     """
     n_objects = 1 + int(rng.choice(3, p=COUNT_PROBABILITIES))
     places = rng.choice(len(PLACES), size=n_objects, replace=False)
@@ -67,4 +68,5 @@ def sample_scene(rng: np.random.Generator) -> Scene:
         )
         for place in places
     )
-    return Scene(objects, str(rng.choice(BACKGROUND_COLOURS)), str(rng.choice(BACKGROUND_KINDS)))
+    colour = str(rng.choice(BACKGROUND_COLOURS))
+    return Scene(objects, colour, str(rng.choice(BACKGROUND_KINDS, p=KIND_PROBABILITIES)))

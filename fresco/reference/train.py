@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,18 +22,20 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 from torch import Tensor
 from transformers import CLIPTextModel, PreTrainedTokenizerFast, T5EncoderModel
 
-from fresco.reference import text
+from fresco.reference import parallel, text
 from fresco.reference.autoencoder import train_autoencoder
 from fresco.reference.dataset import LatentDataset, make_pictures, write_shard
+from fresco.reference.readout import Readout
 from fresco.reference.transformer import Batch, build_optimizers, build_transformer, flow_loss
 
 SEED = 1  # series of the training scenes
-VAE_STEPS, TEXT_STEPS, N_SHARDS = 2600, 1300, 10
-BATCH = {64: 96, 128: 40, 256: 10}  # pictures per step: equal time
+VAE_STEPS, TEXT_STEPS, N_SHARDS = 2600, 1300, 8
+BATCH = {64: 60, 128: 26, 256: 6}  # pictures per step, all processes together: equal time
+READOUT_WEIGHT = 0.2  # of the auxiliary loss, falling to zero
 EMA_DECAY = 0.997
 WARM_UP = 100  # steps
 COARSE_SHARE, CONSTANT_SHARE, GUIDED_SHARE = 0.3, 0.5, 0.85  # of the time budget
-CHECKPOINT_S = 300.0
+CHECKPOINT_S = 1200.0
 
 Log = Callable[[dict[str, float]], None]
 
@@ -92,7 +95,7 @@ class TextFeatures:
 class Training:
     """The transformer's training: state, checkpoints, one step at a time.
 
-    Weights are kept in float32 and computed with in bfloat16.
+    Weights are kept in float32 and computed with in bfloat16, where the hardware can.
     """
 
     def __init__(self, folder: Path, budget_s: float, device: torch.device) -> None:
@@ -102,8 +105,9 @@ class Training:
         if (folder / "transformer").exists():  # of `start_from`
             start = FluxTransformer2DModel.from_pretrained(folder / "transformer")
             self.master.load_state_dict(start.state_dict())
-        self.compute = build_transformer().to(device, torch.bfloat16)
-        self.optimizers = build_optimizers(self.master)
+        self.compute = build_transformer().to(device, compute_dtype(device))
+        self.readout = Readout(self.compute).to(device)
+        self.optimizers = build_optimizers(self.master, self.readout)
         self.rates = [o.param_groups[0]["lr"] for o in self.optimizers]
         self.average = {n: p.detach().clone() for n, p in self.master.named_parameters()}
         self.teacher: FluxTransformer2DModel | None = None  # of the guided share
@@ -124,29 +128,33 @@ class Training:
         odds = (0.5, 0.5, 0.0) if self.progress < COARSE_SHARE else (0.2, 0.35, 0.45)
         return int(rng.choice((64, 128, 256), p=odds))
 
-    def take_step(self, batch: Batch, generator: torch.Generator) -> float:
-        """One optimizer step; returns the loss."""
+    def take_step(self, batch: Batch, generator: torch.Generator) -> tuple[float, float]:
+        """One optimizer step; returns the loss and the auxiliary one."""
         factor = min((self.step + 1) / WARM_UP, (1 - self.progress) / (1 - CONSTANT_SHARE), 1)
         for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * max(factor, 0.0)
         if self.progress > GUIDED_SHARE and self.teacher is None:
-            self.teacher = self.averaged().to(self.compute.device, torch.bfloat16)
+            self.teacher = self.averaged().to(self.compute.device, self.compute.dtype)
         loss = flow_loss(self.compute, batch, generator, self.teacher)
-        loss.backward()
+        told = self.readout.loss(batch.scenes)
+        (loss + READOUT_WEIGHT * max(1 - self.progress, 0) * told).backward()
         for weight, computed in zip(
             self.master.parameters(), self.compute.parameters(), strict=True
         ):
             weight.grad = computed.grad.float()
             computed.grad = None
+        trained = [*self.master.parameters(), *self.readout.parameters()]
+        parallel.average_([p.grad for p in trained])
         torch.nn.utils.clip_grad_norm_(self.master.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
+        self.readout.zero_grad()
         self._copy_weights()
         decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
         weights = [p.detach() for p in self.master.parameters()]
         torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
         self.step += 1
-        return loss.item()
+        return loss.item(), told.item()
 
     @torch.no_grad()
     def _copy_weights(self) -> None:
@@ -163,6 +171,7 @@ class Training:
         state = {
             "model": self.master.state_dict(),
             "average": self.average,
+            "readout": self.readout.state_dict(),
             "optimizers": [o.state_dict() for o in self.optimizers],
             "step": self.step,
             "elapsed_s": self.elapsed_s,
@@ -172,10 +181,17 @@ class Training:
 
     def _load(self, state: dict[str, Any]) -> None:
         self.master.load_state_dict(state["model"])
+        self.readout.load_state_dict(state["readout"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.average, self.step = state["average"], state["step"]
         self.elapsed_s = state["elapsed_s"]
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16, unless the device is a processor that must emulate it."""
+    slow = device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.float32 if slow else torch.bfloat16
 
 
 def train_transformer(
@@ -200,25 +216,33 @@ def train_transformer(
     training = Training(folder, budget_s, device)
     data, features = LatentDataset(SEED, folder), TextFeatures(folder, device)
     no_text, no_pooled = features([""])
-    rng = np.random.default_rng((SEED, training.step))
-    generator = torch.Generator(device).manual_seed(SEED + training.step)
-    losses: dict[int, list[float]] = {64: [], 128: [], 256: []}
+    shared_rng = np.random.default_rng((SEED, training.step))  # the same in every process
+    rng = np.random.default_rng((SEED, training.step, parallel.rank()))
+    generator = torch.Generator(device).manual_seed(int(rng.integers(2**31)))
+    losses: dict[str, list[float]] = defaultdict(list)
     saved_s = training.elapsed_s
     while training.progress < 1:
         start = time.perf_counter()
-        size_px = training.draw_size_px(rng)
-        latents, captions = data.draw(size_px, BATCH[size_px], rng)
-        batch = Batch(latents.to(device), *features(captions), no_text, no_pooled)
-        losses[size_px].append(training.take_step(batch, generator))
-        training.elapsed_s += time.perf_counter() - start
+        size_px = training.draw_size_px(shared_rng)
+        n = max(BATCH[size_px] // parallel.world(), 1)
+        latents, captions, scenes = data.draw(size_px, n, rng)
+        seen = features(captions)
+        batch = Batch(latents.to(device), *seen, no_text, no_pooled, scenes.to(device))
+        loss, told = training.take_step(batch, generator)
+        losses[f"loss_{size_px}"].append(loss)
+        losses[f"told_{size_px}"].append(told)
+        spent = torch.tensor([time.perf_counter() - start], device=device)
+        parallel.average_([spent])  # all processes stop at the same step
+        training.elapsed_s += spent.item()
         if training.step % 20 == 0:
-            means = {f"loss_{size}": float(np.mean(x)) for size, x in losses.items() if x}
+            means = {name: float(np.mean(values)) for name, values in losses.items()}
             log({"step": training.step, "elapsed_s": training.elapsed_s, **means})
-            losses = {size: [] for size in losses}
+            losses.clear()
         if training.elapsed_s - saved_s > CHECKPOINT_S or training.progress >= 1:
-            training.save()
-            if on_checkpoint:
-                on_checkpoint(training)
+            if parallel.rank() == 0:
+                training.save()
+                if on_checkpoint:
+                    on_checkpoint(training)
             saved_s = training.elapsed_s
             data = LatentDataset(SEED, folder)  # more shards may have been written meanwhile
     return training

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from torch import Tensor, nn
 
+from fresco.reference.muon import Muon
 from fresco.reference.text import WIDTH
 
 SHIFT = {8: 1.0, 16: 1.6, 32: 2.5}  # of the noise level, by tokens per side (64, 128, 256 px)
@@ -66,6 +67,7 @@ class Batch:
     pooled: Tensor  # [b, d]
     no_text: Tensor  # [1, t, d], of the empty caption
     no_pooled: Tensor  # [1, d]
+    scenes: Tensor  # [b, 9, 6], of `readout.scene_classes`
 
 
 def flow_loss(
@@ -128,12 +130,15 @@ def velocity(
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
 
 
-def build_optimizers(transformer: FluxTransformer2DModel) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    transformer: FluxTransformer2DModel, readout: nn.Module
+) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for everything else."""
     matrices = [p for n, p in transformer.named_parameters() if "blocks." in n and p.ndim == 2]
     chosen = {id(p) for p in matrices}
-    rest = [p for p in transformer.parameters() if id(p) not in chosen]
+    every = (*transformer.parameters(), *readout.parameters())
+    rest = [p for p in every if id(p) not in chosen]
     return [
-        torch.optim.Muon(matrices, lr=0.02, weight_decay=0.01, adjust_lr_fn="original"),
+        Muon(matrices, lr=0.02, weight_decay=0.01),
         torch.optim.AdamW(rest, lr=2e-3, betas=(0.9, 0.95), weight_decay=0.0),
     ]
