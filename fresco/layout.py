@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 from fresco.errors import LayoutError
 
 SIDES = (4, 2, 1)  # cell sides in fine tokens, coarsest first; they nest
+
+PositionUnits = Literal["native", "fine", "coarse", "anchor"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +105,12 @@ class TokenLayout:
         return self.sides.shape[0] * self.patch_px, self.sides.shape[1] * self.patch_px
 
     @property
+    def pixel_sides(self) -> Tensor:
+        """Cell side of every latent pixel, [h, w]."""
+        p = self.patch_px
+        return self.sides.repeat_interleave(p, 0).repeat_interleave(p, 1)
+
+    @property
     def sides_used(self) -> tuple[int, ...]:
         """Cell sides that occur, coarsest first."""
         return tuple(int(side) for side in torch.unique(self.token_sides).flip(0))
@@ -110,6 +119,31 @@ class TokenLayout:
     def is_whole(self) -> bool:
         """Whether all cells have one side."""
         return len(self.sides_used) == 1
+
+    def positions(self, units: PositionUnits) -> Tensor:
+        """Where tokens are, row and column.
+
+        Args:
+            units: `native`: contiguous integers of each token's own size, for whole grids;
+                `fine`: centres, in fine tokens; `coarse`: top-left corners, in cells of the
+                coarsest side; `anchor`: top-left fine token.
+
+        Returns:
+            Float32 [n, 2].
+
+        Example:
+            >>> layout = TokenLayout(torch.tensor([[1, 1, 2, 2], [1, 1, 2, 2]]))
+            >>> layout.positions("fine").tolist()[:3]
+            [[0.0, 0.0], [0.0, 1.0], [0.5, 2.5]]
+            >>> layout.positions("coarse").tolist()[:3]
+            [[0.0, 0.0], [0.0, 0.5], [0.0, 1.0]]
+        """
+        starts, sides = self.token_starts.float(), self.token_sides[:, None]
+        if units == "native":
+            return starts / sides
+        if units == "coarse":
+            return starts / self.sides_used[0]
+        return starts + (sides - 1) / 2 if units == "fine" else starts
 
     def cells(self, side: int) -> tuple[int, int]:
         """Rows and columns of cells when the whole grid is cut at `side`, borders rounded up."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fresco.layout import TokenLayout
 from fresco.noise import NoiseField
 from fresco.transfer import average_clean
 
@@ -24,7 +26,6 @@ class Lift:
         sigma: Where the stage's last model call was, in [0, 1].
         end_sigma: Where the stage ends, in [0, 1).
         to_sigma: Where the next stage starts, in [end_sigma, 1).
-        side: Cell side of the stage that ends.
         up: Interpolation of the clean estimate (`clean` and `fresh` only).
     """
 
@@ -32,7 +33,6 @@ class Lift:
     sigma: float
     end_sigma: float
     to_sigma: float
-    side: int
     up: UpMode = "bilinear"
 
 
@@ -56,7 +56,9 @@ def expanded_sigma(sigma: float, side_ratio: float) -> float:
     return side_ratio * sigma / (1 + (side_ratio - 1) * sigma)
 
 
-def lift_latents(latents: Tensor, velocity: Tensor, field: NoiseField, lift: Lift) -> Tensor:
+def lift_latents(
+    latents: Tensor, velocity: Tensor, field: NoiseField, lift: Lift, layout: TokenLayout
+) -> Tensor:
     """Take the latents of a stage's last call to the start of the next stage.
 
     Args:
@@ -64,16 +66,17 @@ def lift_latents(latents: Tensor, velocity: Tensor, field: NoiseField, lift: Lif
         velocity: Guided prediction `v` of that call on the full grid, float32 [b, c, h, w].
         field: Noise that the next stage's latents hold (for `fresh`, the redrawn one).
         lift: The transition.
+        layout: Of that call.
 
     Returns:
         Latents at `lift.to_sigma`, dtype of `latents`, [b, c, h, w].
 
     Example:
-        >>> import torch
         >>> eps = torch.full((1, 1, 2, 2), 2.0)
         >>> x, v = 0.5 * 3.0 + 0.5 * eps, eps - 3.0  # clean latents of 3
-        >>> lift = Lift("latent", sigma=0.5, end_sigma=0.25, to_sigma=0.75, side=1)
-        >>> lift_latents(x, v, NoiseField(eps), lift).mean().item()  # 0.25 * 3 + 0.75 * 2
+        >>> lift = Lift("latent", sigma=0.5, end_sigma=0.25, to_sigma=0.75)
+        >>> fine = TokenLayout.whole(2, 2, side=1)
+        >>> lift_latents(x, v, NoiseField(eps), lift, fine).mean().item()  # 0.25 * 3 + 0.75 * 2
         2.25
 
     Source:
@@ -88,30 +91,35 @@ def lift_latents(latents: Tensor, velocity: Tensor, field: NoiseField, lift: Lif
         end = x + (lift.end_sigma - lift.sigma) * v
         beta = (1 - to) / (1 - lift.end_sigma)
         return beta * end + (to - beta * lift.end_sigma) * field.eps
-    clean = draw_clean(x - lift.sigma * v, lift.side, field.patch_px, lift.up)
+    clean = draw_clean(x - lift.sigma * v, layout, lift.up)
     return (1 - to) * clean + to * field.eps
 
 
-def draw_clean(clean: Tensor, side: int, patch_px: int, up: UpMode) -> Tensor:
+def draw_clean(clean: Tensor, layout: TokenLayout, up: UpMode) -> Tensor:
     """Redraw a clean estimate that is constant in each cell, smoothly.
 
     Args:
         clean: Clean estimate on the full grid, float [b, c, h, w].
-        side: Cell side in fine tokens.
-        patch_px: Latent pixels along one side of a fine token.
+        layout: Partition of the same grid.
         up: Interpolation between the cells' averages.
 
     Returns:
-        The estimate on the same grid, [b, c, h, w].
+        The estimate on the same grid, [b, c, h, w]; fine tokens are as before.
 
     Example:
-        >>> import torch
-        >>> draw_clean(torch.tensor([[[[0.0, 0.0, 4.0, 4.0]]]]), 2, 1, "bilinear")[0, 0, 0].tolist()
+        >>> layout = TokenLayout.whole(1, 4, side=2)
+        >>> clean = torch.tensor([[[[0.0, 0.0, 4.0, 4.0]]]])
+        >>> draw_clean(clean, layout, "bilinear").flatten().tolist()
         [0.0, 1.0, 3.0, 4.0]
     """
-    if side == 1 or up == "nearest":
+    if up == "nearest":
         return clean
     h, w = clean.shape[-2:]
-    cells = average_clean(clean, side, patch_px)
-    smooth = F.interpolate(cells, scale_factor=side, mode=up, align_corners=False)
-    return smooth[..., :h, :w]
+    drawn = clean
+    for side in layout.sides_used:
+        if side > 1:
+            cells = average_clean(clean, side, layout.patch_px)
+            smooth = F.interpolate(cells, scale_factor=side, mode=up, align_corners=False)
+            here = (layout.pixel_sides == side).to(clean.device)
+            drawn = torch.where(here, smooth[..., :h, :w], drawn)
+    return drawn

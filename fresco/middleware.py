@@ -15,14 +15,13 @@ from torch import Tensor
 
 from fresco.errors import AttachError, LayoutError, RunError, SizeError
 from fresco.layout import TokenLayout
-from fresco.lift import Lift, lift_latents
 from fresco.noise import NoiseField, working_dtype
 from fresco.ports import AbstractModelAdapter
 from fresco.recipe import Recipe
 from fresco.report import Report
 from fresco.run import Run
 from fresco.schedule import Plan, PlanRequest, Step, check_spacing, keeps_schedule, make_plan
-from fresco.transfer import prolong, restrict
+from fresco.swap import enter_tokens, leave_tokens, lift_carrier
 from fresco.wraps import call_by_name, has_wraps, wrap_method
 
 
@@ -181,7 +180,7 @@ class Middleware:
     def _current(self) -> tuple[Run, Step] | None:
         """The run of this thread and its step at hand, if there is one."""
         run = self._live
-        if run is None or not run.is_here:
+        if run is None or not run.is_here or run.is_nested:
             return None
         if run.plan is None and self.recipe.stages:
             raise RunError(
@@ -206,10 +205,15 @@ class Middleware:
         run.n_text_tokens = self.adapter.text_tokens(call)
         if step.side == 1:
             return None  # untouched: bit-identical
-        layout = run.layout(step.side)
-        carrier = self.adapter.read(call, run.fine)
-        tokens = restrict(carrier, run.noise, step.sigma, layout)
-        return (), self.adapter.embed(call, tokens, layout)
+        group, *others = run.groups(step)
+        run.is_nested = True  # images of other layouts: by calls of their own
+        try:
+            run.parts = [
+                module(**enter_tokens(self.adapter, call, run, step, other)) for other in others
+            ]
+        finally:
+            run.is_nested = False
+        return (), enter_tokens(self.adapter, call, run, step, group)
 
     def _after_forward(
         self, _module: torch.nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any], output: Any
@@ -222,10 +226,7 @@ class Middleware:
         run.n_passes += 1
         if step.side == 1:
             return None
-        layout = run.layout(step.side)
-        tokens = self.adapter.unembed(output, layout)
-        grid = prolong(tokens, run.noise, self.adapter.noise_coefficient, layout)
-        return self.adapter.replace(output, grid, layout)
+        return leave_tokens(self.adapter, (output, *run.parts), run, step)
 
     def _step(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -236,19 +237,20 @@ class Middleware:
         if current is None:
             return result
         run, step = current
-        if step.lift:
+        if step.lift or (run.plan and run.plan.promotes):
             asked = inspect.signature(original).bind(*args, **kwargs).arguments
-            lifted = self._lift(run, step.lift, asked["model_output"], asked["sample"])
-            result = (lifted, *result[1:]) if isinstance(result, tuple) else type(result)(lifted)
+            velocity = asked["model_output"]
+            x, v = (
+                self.adapter.unpack(t.to(working_dtype(t)), run.fine)
+                for t in (asked["sample"], velocity)
+            )
+            run.clean.append(x - step.sigma * v)
+            if step.lift:
+                lifted = self.adapter.pack(lift_carrier(run, step, x, v)).to(velocity.dtype)
+                is_tuple = isinstance(result, tuple)
+                result = (lifted, *result[1:]) if is_tuple else type(result)(lifted)
         run.end_step(step, _now_s(run.noise.eps))
         return result
-
-    def _lift(self, run: Run, lift: Lift, velocity: Tensor, latents: Tensor) -> Tensor:
-        """Lift packed latents at a stage's last call, in float32."""
-        if lift.form == "fresh":
-            run.noise = run.noise.redrawn(run.n_done)
-        x, v = (self.adapter.unpack(t.to(working_dtype(t)), run.fine) for t in (latents, velocity))
-        return self.adapter.pack(lift_latents(x, v, run.noise, lift)).to(velocity.dtype)
 
     def _end(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -72,8 +72,26 @@ class NoiseField:
         Args:
             draw: Which of the run's redraws, >= 0.
         """
-        fresh = [_draws(image, image.shape, f"redrawn {draw}") for image in self.eps]
-        return NoiseField(torch.stack(fresh).to(self.eps.device), self.patch_px)
+        return NoiseField(self.draw(tuple(self.eps.shape[1:]), f"redrawn {draw}"), self.patch_px)
+
+    def draw(self, shape: tuple[int, ...], purpose: str) -> Tensor:
+        """Draw Gaussians that belong to each image, the same again for the same purpose.
+
+        Args:
+            shape: Of the draws of one image.
+            purpose: Names the draws; another one gives unrelated draws.
+
+        Returns:
+            Draws, dtype and device of the field, [b, *shape].
+        """
+        images = [_draws(image, shape, purpose) for image in self.eps]
+        return torch.stack(images).to(self.eps.device)
+
+    def images(self, index: Tensor) -> NoiseField:
+        """Return the field of some images of the batch, by their numbers."""
+        if len(index) == len(self.eps):
+            return self
+        return NoiseField(self.eps[index.to(self.eps.device)], self.patch_px)
 
 
 def _continue(eps: Tensor, cell_px: int) -> Tensor:

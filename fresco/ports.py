@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -52,12 +52,14 @@ class AbstractModelAdapter(ABC):
         """Take the carrier out of a call."""
 
     @abstractmethod
-    def position(self, call: Mapping[str, Any], layout: TokenLayout) -> Tensor:
-        """Positions of `layout`'s tokens in the model's own terms, and of condition tokens."""
+    def select(self, call: Mapping[str, Any], images: Sequence[int]) -> dict[str, Any]:
+        """Return the call of some images of its batch, by their numbers."""
 
     @abstractmethod
-    def embed(self, call: Mapping[str, Any], tokens: Tensor, layout: TokenLayout) -> dict[str, Any]:
-        """Return the call with `tokens` in place of the full grid's."""
+    def embed(
+        self, call: Mapping[str, Any], tokens: Tensor, layout: TokenLayout, positions: Tensor
+    ) -> dict[str, Any]:
+        """Return the call with `tokens` in place of the full grid's, at `positions` [n, 2]."""
 
     @abstractmethod
     def unembed(self, output: Any, layout: TokenLayout) -> Tensor:
@@ -66,6 +68,10 @@ class AbstractModelAdapter(ABC):
     @abstractmethod
     def replace(self, output: Any, carrier: Tensor, layout: TokenLayout) -> Any:
         """Return the output with the full grid's prediction in place of the tokens'."""
+
+    def with_sample(self, output: Any, sample: Tensor) -> Any:
+        """Return the output with another prediction in it; both of diffusers' forms."""
+        return (sample, *output[1:]) if isinstance(output, tuple) else type(output)(sample=sample)
 
     @abstractmethod
     def text_tokens(self, call: Mapping[str, Any]) -> int:

@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from fresco.layout import TokenLayout
 from fresco.noise import NoiseField
+from fresco.promotion import Promotion, promote
 from fresco.report import StepRecord
 from fresco.schedule import Plan, Step
+from fresco.score import N_ESTIMATES, SCORES, Evidence
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images of one batch that have the same layout.
+
+    Args:
+        images: Their numbers in the batch.
+        layout: Their layout.
+        field: Their noise.
+    """
+
+    images: tuple[int, ...]
+    layout: TokenLayout
+    field: NoiseField
 
 
 @dataclass
@@ -25,6 +47,10 @@ class Run:
         started_s: Clock at the first of them.
         n_text_tokens: Of the last call.
         records: Of the steps taken.
+        clean: Clean estimates of the last steps, [b, c, h, w]; kept if the plan promotes.
+        mixed: Layouts of the images in a mixed step.
+        is_nested: Whether a call of a part of the batch is going on.
+        parts: Outputs of such calls.
     """
 
     thread: threading.Thread
@@ -36,7 +62,12 @@ class Run:
     started_s: float = 0.0
     n_text_tokens: int = 0
     records: list[StepRecord] = field(default_factory=list)
+    clean: deque[Tensor] = field(default_factory=lambda: deque(maxlen=N_ESTIMATES))
+    mixed: tuple[TokenLayout, ...] = ()
+    is_nested: bool = False
+    parts: list[Any] = field(default_factory=list)
     _layouts: dict[int, TokenLayout] = field(default_factory=dict)
+    _fields: dict[tuple[int, ...], NoiseField] = field(default_factory=dict)
 
     @property
     def is_here(self) -> bool:
@@ -56,7 +87,48 @@ class Run:
             self._layouts[side] = TokenLayout.whole(rows, columns, side, self.fine.patch_px)
         return self._layouts[side]
 
+    def groups(self, step: Step) -> list[Group]:
+        """Images of the batch by equal layouts of a step; each image is in one group."""
+        everyone = tuple(range(len(self.noise.eps)))
+        if step.promotion is None:
+            return [Group(everyone, self.layout(step.side), self.noise)]
+        by_layout: list[tuple[TokenLayout, list[int]]] = []
+        for image, layout in enumerate(self.mixed):
+            same = [images for other, images in by_layout if other.sides.equal(layout.sides)]
+            if same:
+                same[0].append(image)
+            else:
+                by_layout.append((layout, [image]))
+        return [Group(tuple(i), layout, self._field(tuple(i))) for layout, i in by_layout]
+
+    def redraw(self) -> None:
+        """Exchange the field for an unrelated one."""
+        self.noise = self.noise.redrawn(self.n_done)
+        self._fields.clear()
+
     def end_step(self, step: Step, now_s: float) -> None:
-        """Record the step at hand and go on to the next."""
+        """Record the step at hand, go on to the next and promote its cells."""
+        assert self.plan is not None
+        if step.promotion:
+            n_tokens = round(sum(layout.n_tokens for layout in self.mixed) / len(self.mixed))
+            self.plan = self.plan.with_tokens(self.n_done, n_tokens)
+            step = self.plan.steps[self.n_done]
         self.records.append(StepRecord.of(step, self.n_passes, now_s - self.started_s))
         self.n_done, self.n_passes = self.n_done + 1, 0
+        if self.step and self.step.promotion:
+            self._promote(self.step.promotion, self.step.side, goes_on=step.promotion is not None)
+
+    def _promote(self, promotion: Promotion, side: int, goes_on: bool) -> None:
+        """Make the layouts of the next step from those of this one."""
+        score, _ = SCORES[promotion.score]
+        values = score(Evidence(tuple(self.clean), self.noise)).float().cpu()
+        before = self.mixed if goes_on else (self.layout(side),) * len(values)
+        self.mixed = tuple(
+            promote(layout, value, promotion) for layout, value in zip(before, values, strict=True)
+        )
+
+    def _field(self, images: tuple[int, ...]) -> NoiseField:
+        """Field of some images, made once."""
+        if images not in self._fields:
+            self._fields[images] = self.noise.images(torch.tensor(images))
+        return self._fields[images]

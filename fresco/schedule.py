@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from fresco.errors import ScheduleError
-from fresco.layout import TokenLayout
+from fresco.layout import PositionUnits, TokenLayout
 from fresco.lift import Lift
-from fresco.recipe import Recipe, StageConfig
+from fresco.promotion import Promotion, budget_tokens
+from fresco.recipe import Recipe
+from fresco.score import SCORES
+from fresco.stages import StageConfig
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,12 @@ class Step:
         stage: Which stage it belongs to, from 0.
         sigma: Noise level of its model calls, in [0, 1].
         next_sigma: Noise level of the next step's calls, after any lift; 0 at the end.
-        side: Cell side in fine tokens.
+        side: Cell side in fine tokens; of what is not promoted yet, in a mixed layout.
         n_tokens: Image tokens that the transformer sees per picture.
         lift: What follows the step when it is its stage's last.
+        promotion: Of the cells of a mixed layout; None on a whole grid.
+        units: Positions that the transformer is told.
+        is_injected: Whether anchors stand for their cells, instead of averages.
     """
 
     stage: int
@@ -34,6 +40,9 @@ class Step:
     side: int
     n_tokens: int
     lift: Lift | None = None
+    promotion: Promotion | None = None
+    units: PositionUnits = "native"
+    is_injected: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,17 @@ class Plan:
     def sigmas(self) -> tuple[float, ...]:
         """Noise level of every step, and 0 at the end."""
         return (*(step.sigma for step in self.steps), self.steps[-1].next_sigma)
+
+    @property
+    def promotes(self) -> bool:
+        """Whether a step has a mixed layout."""
+        return any(step.promotion for step in self.steps)
+
+    def with_tokens(self, index: int, n_tokens: int) -> Plan:
+        """Return the plan with the tokens that one step turned out to have."""
+        steps = list(self.steps)
+        steps[index] = replace(steps[index], n_tokens=n_tokens)
+        return replace(self, steps=tuple(steps))
 
 
 @dataclass(frozen=True)
@@ -164,20 +184,32 @@ def make_plan(recipe: Recipe, request: PlanRequest) -> Plan:
         return _kept_plan(request)
     bounds = recipe.bounds()
     steps: list[Step] = []
+    side = 1
     for i, (stage, (start, end)) in enumerate(zip(recipe.stages, bounds, strict=True)):
-        layout = TokenLayout.whole(request.rows, request.columns, stage.cell)
+        side = side if stage.cell == "mixed" else stage.cell
         n = scaled_steps(stage.steps, request.n_steps, recipe.baseline_steps)
-        sigmas = _stage_sigmas(stage, (start, end), n, request.shift(layout.n_tokens))
+        promotions = _promotions(stage, n)
+        tokens = [_n_tokens(request, side, promotion) for promotion in promotions]
+        sigmas = _stage_sigmas(stage, (start, end), n, request.shift(round(sum(tokens) / n)))
         following = recipe.stages[i + 1] if i + 1 < len(bounds) else None
         entry = bounds[i + 1][0] if following else 0.0
         lift = None
         if following and following.lift:
             up = stage.up or "bilinear"
-            lift = Lift(following.lift.form, sigmas[-1], end, entry, stage.cell, up)
-        for sigma, next_sigma in zip(sigmas, (*sigmas[1:], entry), strict=True):
-            is_last = sigma == sigmas[-1]
+            lift = Lift(following.lift.form, sigmas[-1], end, entry, up)
+        for k, next_sigma in enumerate((*sigmas[1:], entry)):
             steps.append(
-                Step(i, sigma, next_sigma, stage.cell, layout.n_tokens, lift if is_last else None)
+                Step(
+                    stage=i,
+                    sigma=sigmas[k],
+                    next_sigma=next_sigma,
+                    side=side,
+                    n_tokens=tokens[k],
+                    lift=lift if k == n - 1 else None,
+                    promotion=promotions[k],
+                    units=stage.units,
+                    is_injected=stage.restrict == "injection",
+                )
             )
     return Plan(tuple(steps), request.rows, request.columns, request.n_steps, keeps_schedule=False)
 
@@ -190,6 +222,25 @@ def _kept_plan(request: PlanRequest) -> Plan:
         sigmas = (*shifted_sigmas(1.0, 0.0, request.n_steps, request.shift(n_tokens)), 0.0)
     steps = tuple(Step(0, now, following, 1, n_tokens) for now, following in pairwise(sigmas))
     return Plan(steps, request.rows, request.columns, request.n_steps, keeps_schedule=True)
+
+
+def _promotions(stage: StageConfig, n: int) -> list[Promotion | None]:
+    """Promotion of each of a stage's `n` steps; None on a whole grid."""
+    how = stage.promote
+    if how is None:
+        return [None] * n
+    first = how.first or SCORES[how.score][1]
+    return [
+        Promotion(how.score, first, how.budget_at(k, n), how.tau, how.split, how.multiple)
+        for k in range(n)
+    ]
+
+
+def _n_tokens(request: PlanRequest, side: int, promotion: Promotion | None) -> int:
+    """Tokens of a step; those of the full grid where only the run can tell."""
+    if promotion is None:
+        return TokenLayout.whole(request.rows, request.columns, side).n_tokens
+    return budget_tokens(request.rows, request.columns, side, promotion)
 
 
 def _stage_sigmas(

@@ -138,7 +138,7 @@ def prolong(tokens: Tensor, field: NoiseField, coefficient: float, layout: Token
     if layout.is_whole:
         return _refine(values, field, coefficient, layout, layout.sides_used[0])
     grid = torch.empty_like(field.eps, dtype=values.dtype, device=values.device)
-    pixel_sides = layout.sides.repeat_interleave(p, 0).repeat_interleave(p, 1).to(values.device)
+    pixel_sides = layout.pixel_sides.to(values.device)
     for side in layout.sides_used:
         fine = _refine(values, field, coefficient, layout, side)
         grid = torch.where(pixel_sides == side, fine, grid)

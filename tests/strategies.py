@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from fresco.layout import TokenLayout
 from fresco.noise import NoiseField
+from fresco.score import SCORES
 
 SEEDS = st.integers(0, 2**31)
 
@@ -43,18 +44,43 @@ def field_for(layout, seed, b=2, c=3):
 
 
 @st.composite
-def recipes(draw):
-    """Recipes of one to three whole-grid stages that are valid."""
+def promotes(draw, n_steps):
+    """What a mixed stage of `n_steps` says of its promotion."""
+    promote = {"score": draw(st.sampled_from(sorted(SCORES)))}
+    if draw(st.booleans()):
+        shares = st.lists(st.floats(0, 1), min_size=n_steps, max_size=n_steps)
+        promote["budget"] = sorted(draw(shares))
+    else:
+        promote["tau"] = draw(st.floats(-2, 2))
+    for key, values in (
+        ("first", st.sampled_from(("high", "low"))),
+        ("split", st.floats(0, 1)),
+        ("multiple", st.integers(1, 16)),
+    ):
+        if draw(st.booleans()):
+            promote[key] = draw(values)
+    return promote
+
+
+@st.composite
+def recipes(draw, mixed=True):
+    """Recipes of one to three stages that are valid."""
     cells = sorted(draw(st.lists(st.sampled_from((4, 2, 1)), max_size=2)), reverse=True)
+    if mixed and cells and cells[-1] > 1 and draw(st.booleans()):
+        cells.append("mixed")
     stages, start = [], 1.0
     for i, cell in enumerate([*cells, 1]):
         stage = {"cell": cell, "steps": draw(st.integers(1, 9))}
+        if cell == "mixed":
+            stage["promote"] = draw(promotes(stage["steps"]))
         if i and draw(st.booleans()):
             start = min(start + draw(st.floats(0.05, 0.3)), 0.95)
             form = draw(st.sampled_from(("trajectory", "clean", "latent", "fresh")))
             stage["lift"] = {"form": form, "to_sigma": start}
         if draw(st.booleans()):
             stage["shift"] = draw(st.floats(0.3, 8))
+        if cell != 1 and draw(st.booleans()):
+            stage["restrict"] = "injection"
         if i < len(cells):
             start *= draw(st.floats(0.2, 0.95))
             stage["until_sigma"] = start

@@ -71,11 +71,12 @@ def test_flux_packs_channels_before_the_pixels_of_a_patch(tiny_flux_pipe):
 
 
 def test_positions_of_a_coarse_grid_are_the_pipeline_s_own(tiny_flux_pipe):
-    adapter = find_adapter(tiny_flux_pipe.transformer)
-    layout = TokenLayout.whole(5, 8, 2, 2)
+    adapter, layout = find_adapter(tiny_flux_pipe.transformer), TokenLayout.whole(5, 8, 2, 2)
     own = FluxPipeline._prepare_latent_image_ids(1, 3, 4, "cpu", torch.float32)
     fine = FluxPipeline._prepare_latent_image_ids(1, 5, 8, "cpu", torch.float32)
-    assert adapter.position({"img_ids": fine}, layout).equal(own)
+    call = {"hidden_states": torch.zeros(1, 40, 16), "img_ids": fine}
+    positions = layout.positions("native")
+    assert adapter.embed(call, torch.zeros(1, 12, 4, 2, 2), layout, positions)["img_ids"].equal(own)
 
 
 def test_condition_tokens_are_left_aside(tiny_flux_pipe):
@@ -83,7 +84,7 @@ def test_condition_tokens_are_left_aside(tiny_flux_pipe):
     hidden, ids = torch.randn(1, 21, 16), torch.randn(21, 3)
     call = {"hidden_states": hidden, "img_ids": ids}
     assert adapter.read(call, layout).shape == (1, 4, 8, 8)
-    swapped = adapter.embed(call, torch.zeros(1, 4, 4, 2, 2), layout)
+    swapped = adapter.embed(call, torch.zeros(1, 4, 4, 2, 2), layout, torch.zeros(4, 2))
     assert swapped["hidden_states"][:, 4:].equal(hidden[:, 16:])
     assert swapped["img_ids"][4:].equal(ids[16:])
     output = (torch.randn(1, 9, 16), "kept")

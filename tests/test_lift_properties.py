@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fresco.layout import TokenLayout
 from fresco.lift import Lift, draw_clean, expanded_sigma, lift_latents
 from fresco.noise import NoiseField
 from tests.strategies import SEEDS, normal
@@ -24,7 +25,8 @@ def test_a_lift_of_exact_latents_is_exact(seed, form, sigma, end_ratio, to_ratio
     to = end + (1 - end) * to_ratio
     clean, field = normal(seed, 1, 2, 8, 8), NoiseField(normal(seed + 1, 1, 2, 8, 8))
     x, v = (1 - sigma) * clean + sigma * field.eps, field.eps - clean
-    lifted = lift_latents(x, v, field, Lift(form, sigma, end, to, side=1))
+    layout = TokenLayout.whole(8, 8, 1)
+    lifted = lift_latents(x, v, field, Lift(form, sigma, end, to), layout)
     torch.testing.assert_close(lifted, (1 - to) * clean + to * field.eps, rtol=0, atol=1e-10)
 
 
@@ -40,7 +42,8 @@ def test_lifts_of_a_pinned_pixel():
     x, v = torch.full_like(field.eps, 1.0), torch.full_like(field.eps, 4.0)
 
     def lifted(form):
-        return lift_latents(x, v, field, Lift(form, 0.5, 0.25, 0.75, side=1)).item()
+        layout = TokenLayout.whole(1, 1, 1)
+        return lift_latents(x, v, field, Lift(form, 0.5, 0.25, 0.75), layout).item()
 
     assert lifted("trajectory") == 2.0  # 1 + .25 * 4
     assert lifted("clean") == 1.25  # .25 * (1 - .5 * 4) + .75 * 2
@@ -51,4 +54,12 @@ def test_lifts_of_a_pinned_pixel():
 @pytest.mark.parametrize("up", ["nearest", "bilinear", "bicubic"])
 def test_redrawing_keeps_a_flat_picture_of_any_size(up):
     flat = torch.full((1, 2, 10, 6), 3.0, dtype=torch.float64)
-    torch.testing.assert_close(draw_clean(flat, 4, 2, up), flat)
+    torch.testing.assert_close(draw_clean(flat, TokenLayout.whole(5, 3, 4, 2), up), flat)
+
+
+def test_redrawing_leaves_fine_tokens_as_they_are():
+    layout = TokenLayout(torch.tensor([[2, 2, 1, 1], [2, 2, 1, 1]]))
+    clean = torch.tensor([[[[0.0, 0.0, 8.0, 6.0], [0.0, 0.0, 4.0, 2.0]]]])
+    drawn = draw_clean(clean, layout, "bilinear")
+    assert drawn[..., 2:].equal(clean[..., 2:])
+    assert drawn[0, 0, :, :2].tolist() == [[0.0, 1.25], [0.0, 1.25]]  # a quarter of the way to 5

@@ -29,6 +29,49 @@ def test_generated_recipes_are_valid(raw):
     assert len(load_recipe(raw).bounds()) == len(raw["stages"])
 
 
+WHOLE = {"cell": 2, "steps": 1, "until_sigma": 0.5}
+MIXED = {"cell": "mixed", "steps": 2, "until_sigma": 0.2}
+PROMOTE = {"score": "edges", "budget": [0.2, 0.4]}
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [
+        ({}, "a mixed stage needs promote @ $.stages[1]"),
+        ({"promote": {"score": "edge"}}, "unknown score 'edge'; known: "),
+        ({"promote": {"score": "edges"}}, "give budget or tau, one of the two"),
+        ({"promote": {**PROMOTE, "tau": 1}}, "give budget or tau, one of the two"),
+        ({"promote": {**PROMOTE, "budget": [0.4, 0.2]}}, "shares must not fall @"),
+        ({"promote": {**PROMOTE, "budget": [0.4]}}, "1 shares for 2 steps @"),
+        ({"promote": {**PROMOTE, "budget": 1.2}}, "shares must be in [0, 1], got [1.2] @"),
+        ({"promote": PROMOTE, "positions": "native"}, "a mixed layout has no native grid"),
+        ({"promote": PROMOTE, "lift": {"form": "clean"}}, "mixed stage needs to_sigma @"),
+        (
+            {"promote": PROMOTE, "positions": "fine", "restrict": "injection"},
+            "anchors keep their own positions",
+        ),
+        ({"cell": 2, "promote": PROMOTE}, "only a stage with cell: mixed promotes"),
+    ],
+)
+def test_problems_of_mixed_stages(stage, expected):
+    found = problems(stages=[WHOLE, {**MIXED, **stage}, {"cell": 1, "steps": 1}])
+    assert any(expected in problem for problem in found), found
+
+
+def test_a_mixed_stage_first_or_after_a_fine_one_is_refused():
+    mixed, last = {**MIXED, "promote": PROMOTE}, {"cell": 1, "steps": 1}
+    expected = "a mixed stage needs a coarser stage before it @ $.stages[0].cell"
+    assert expected in problems(stages=[mixed, last])
+    found = problems(stages=[{**WHOLE, "cell": 1}, mixed, last])
+    assert "mixed is coarser than the stage before it (1) @ $.stages[1].cell" in found
+
+
+def test_cells_may_grow_again_in_a_rival_s_recipe():
+    stages = [{**WHOLE, "cell": 1, "until_sigma": 0.8}, WHOLE, {"cell": 1, "steps": 1}]
+    assert "2 is coarser than the stage before it (1) @ $.stages[1].cell" in problems(stages=stages)
+    load_recipe({"schema": 1, "model": "any", "rival": "a paper", "stages": stages})
+
+
 def problems(**content):
     with pytest.raises(RecipeError) as caught:
         load_recipe({"schema": 1, "model": "any", **content})
@@ -100,8 +143,8 @@ def problems(**content):
             "sigmas must fall from 1 and stay above 0 @ $.stages[0].sigmas",
         ),
         (
-            [{"cell": "mixed", "steps": 2}],
-            "cell 'mixed' is not supported yet; supported sides: 4, 2, 1 @ $.stages[0].cell",
+            [{"cell": 3, "steps": 2}],
+            "cell 3 is not supported; supported: 4, 2, 1, mixed @ $.stages[0].cell",
         ),
         (
             [{"cell": 1, "steps": 0}],
@@ -125,8 +168,8 @@ def test_all_problems_are_reported_at_once():
     )
     assert len(found) == 5
     assert (
-        "unknown key 'stagse'; known: schema, model, baseline, stages, stack, expects, validated. "
-        "Did you mean 'stages'? @ $.stagse" in found
+        "unknown key 'stagse'; known: schema, model, rival, baseline, stages, stack, expects, "
+        "validated. Did you mean 'stages'? @ $.stagse" in found
     )
     assert "Field required @ $.stages[0].steps" in found
     assert any("Did you mean 'steps'? @ $.stages[0].stpes" in problem for problem in found)

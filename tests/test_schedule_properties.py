@@ -73,7 +73,7 @@ def test_a_pinned_plan():
     assert [step.n_tokens for step in plan.steps] == [3, 3, 36, 36]
     assert [step.lift is not None for step in plan.steps] == [False, True, False, False]
     lift = plan.steps[1].lift
-    assert (lift.sigma, lift.end_sigma, lift.side) == (0.75, 0.5, 4)
+    assert (lift.sigma, lift.end_sigma, lift.to_sigma) == (0.75, 0.5, 0.8)
 
 
 def test_a_stage_s_own_sigmas_are_used_and_resampled():

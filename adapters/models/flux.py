@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +13,8 @@ from fresco.errors import AdapterError
 from fresco.layout import TokenLayout
 from fresco.ports import AbstractModelAdapter, register_adapter
 from fresco.transfer import cut_patches, join_patches
+
+BATCHED = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "guidance")
 
 
 @register_adapter
@@ -71,18 +73,28 @@ class FluxAdapter(AbstractModelAdapter):
             )
         return self.unpack(call["hidden_states"], layout)
 
-    def position(self, call: Mapping[str, Any], layout: TokenLayout) -> Tensor:
-        ids: Tensor = call["img_ids"]
-        starts = layout.token_starts / layout.token_sides[:, None]  # the native grid of this size
-        own = torch.cat((torch.zeros(layout.n_tokens, 1), starts), dim=1)
-        conditions = ids[..., layout.sides.numel() :, :].reshape(-1, ids.shape[-1])
-        return torch.cat((own.to(ids.device), conditions.to(own.dtype)))  # float32 [n, 3]
+    def select(self, call: Mapping[str, Any], images: Sequence[int]) -> dict[str, Any]:
+        if "ip_adapter_image_embeds" in (call.get("joint_attention_kwargs") or {}):
+            raise AdapterError(
+                "pipe(prompt, ...)",
+                "a batch without IP-Adapter images in a mixed stage",
+                f"{len(call['hidden_states'])} pictures with them",
+                "Ask for one picture per call, or use a recipe of whole-grid stages.",
+            )
+        return {
+            name: value[list(images)] if name in BATCHED and value is not None else value
+            for name, value in call.items()
+        }
 
-    def embed(self, call: Mapping[str, Any], tokens: Tensor, layout: TokenLayout) -> dict[str, Any]:
-        hidden: Tensor = call["hidden_states"]
-        conditions = hidden[:, layout.sides.numel() :]
-        swapped = torch.cat((tokens.flatten(2).to(hidden.dtype), conditions), dim=1)
-        return {**call, "hidden_states": swapped, "img_ids": self.position(call, layout)}
+    def embed(
+        self, call: Mapping[str, Any], tokens: Tensor, layout: TokenLayout, positions: Tensor
+    ) -> dict[str, Any]:
+        hidden, ids = call["hidden_states"], call["img_ids"]
+        n_fine = layout.sides.numel()
+        swapped = torch.cat((tokens.flatten(2).to(hidden.dtype), hidden[:, n_fine:]), dim=1)
+        own = torch.cat((torch.zeros(layout.n_tokens, 1), positions), dim=1).to(ids.device)
+        conditions = ids[..., n_fine:, :].reshape(-1, ids.shape[-1]).to(own.dtype)
+        return {**call, "hidden_states": swapped, "img_ids": torch.cat((own, conditions))}
 
     def unembed(self, output: Any, layout: TokenLayout) -> Tensor:
         return self._patches(output[0][:, : layout.n_tokens])
@@ -91,7 +103,7 @@ class FluxAdapter(AbstractModelAdapter):
         predicted = output[0]
         packed = self.pack(carrier).to(predicted.dtype)
         sample = torch.cat((packed, predicted[:, layout.n_tokens :]), dim=1)
-        return (sample, *output[1:]) if isinstance(output, tuple) else type(output)(sample=sample)
+        return self.with_sample(output, sample)
 
     def text_tokens(self, call: Mapping[str, Any]) -> int:
         return int(call["encoder_hidden_states"].shape[1])

@@ -1,0 +1,156 @@
+"""Promotion: which cells the next step sees at full resolution.
+
+A promoted cell is never demoted. Side-4 cells split into side-2 cells first; those split
+into fine tokens. Ties go to the upper left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fresco.layout import TokenLayout
+from fresco.score import CELL
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """How many cells a step sees at full resolution, and which of them first.
+
+    Args:
+        score: Name of a score in `fresco.score.SCORES`.
+        first: Which end of the score is promoted first.
+        budget: Share of the grid's side-2 cells that are fine; or
+        tau: the score up to (`low`) or from (`high`) which a cell is promoted.
+        split: Share of the grid's side-4 cells that are split at least once.
+        multiple: Token counts are rounded up to a multiple of this, where one can be met.
+    """
+
+    score: str
+    first: str
+    budget: float | None = None
+    tau: float | None = None
+    split: float = 1.0
+    multiple: int = 1
+
+
+def promote(layout: TokenLayout, score: Tensor, how: Promotion) -> TokenLayout:
+    """Split the cells that are due.
+
+    Args:
+        layout: Of the step before.
+        score: Of this image's side-2 cells, float [H, W], on the CPU.
+        how: Budget or threshold.
+
+    Returns:
+        A layout in which every cell is as before or smaller.
+
+    Example:
+        >>> layout = TokenLayout.whole(2, 4, 2)
+        >>> how = Promotion("edges", "high", budget=0.5)
+        >>> promote(layout, torch.tensor([[1.0, 2.0]]), how).sides.tolist()
+        [[2, 2, 1, 1], [2, 2, 1, 1]]
+    """
+    urgency = score if how.first == "high" else -score
+    rows, columns = layout.sides.shape
+    small = layout.sides[::CELL, ::CELL]  # side of every side-2 cell [H, W]
+    if (small == 4).any():
+        small = _split_large(small, urgency, how.split)
+    chosen = _choose(small, urgency, _areas(rows, columns), how)
+    small = torch.where(chosen, torch.ones_like(small), small)
+    finer = small.repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)[:rows, :columns]
+    return TokenLayout(finer, layout.patch_px)
+
+
+def budget_tokens(rows: int, columns: int, side: int, how: Promotion) -> int:
+    """Tokens that a budget asks for on a grid, cells at the border counted as whole ones.
+
+    Args:
+        rows: Fine token rows.
+        columns: Fine token columns.
+        side: Cell side of what is not promoted.
+        how: Promotion with a budget; a threshold counts as everything promoted.
+
+    Returns:
+        Tokens of a step, at most rows * columns.
+
+    Example:
+        >>> budget_tokens(8, 8, 2, Promotion("edges", "high", budget=0.25))
+        28
+    """
+    layout = TokenLayout.whole(rows, columns, side)
+    ramp = torch.arange(float(-(-rows // CELL) * -(-columns // CELL)))
+    if how.budget is None:
+        return rows * columns
+    score = ramp.view(-(-rows // CELL), -(-columns // CELL))
+    return promote(layout, -score if how.first == "high" else score, how).n_tokens
+
+
+def _split_large(small: Tensor, urgency: Tensor, share: float) -> Tensor:
+    """Split side-4 cells until a share of them is split; the urgency of one is its mean."""
+    h, w = small.shape
+    total, count = (
+        F.avg_pool2d(x[None, None], 2, ceil_mode=True, divisor_override=1)[0, 0]
+        for x in (urgency, torch.ones_like(urgency))
+    )
+    mean = total / count
+    is_split = small[::2, ::2] < 4
+    n = max(_count(share, mean.numel()), int(is_split.sum()))
+    first = _in_order(mean.masked_fill(is_split, torch.inf))[:n]
+    is_split = torch.zeros(mean.numel(), dtype=torch.bool)
+    is_split[first] = True
+    spread = is_split.view_as(mean).repeat_interleave(2, 0).repeat_interleave(2, 1)[:h, :w]
+    return torch.where(spread & (small == 4), torch.full_like(small, CELL), small)
+
+
+def _choose(small: Tensor, urgency: Tensor, areas: Tensor, how: Promotion) -> Tensor:
+    """Which side-2 cells are fine now, bool [H, W]."""
+    is_fine = small == 1
+    if how.budget is not None:
+        n = _count(how.budget, small.numel())
+    else:
+        assert how.tau is not None
+        due = urgency >= (how.tau if how.first == "high" else -how.tau)
+        n = int((is_fine | (due & (small == CELL))).sum())
+    n = min(max(n, int(is_fine.sum())), int((small <= CELL).sum()))
+    order = _in_order(urgency.masked_fill(is_fine, torch.inf).masked_fill(small > CELL, -torch.inf))
+    n_large = int((small[::2, ::2] > CELL).sum())
+    growth = (areas.flatten()[order] - 1)[: int((small <= CELL).sum())]
+    n = _rounded(n, growth, n_large + len(growth), how.multiple)
+    chosen = torch.zeros(small.numel(), dtype=torch.bool)
+    chosen[order[:n]] = True
+    return chosen.view_as(small)
+
+
+def _rounded(n: int, growth: Tensor, n_tokens: int, multiple: int) -> int:
+    """The least count of promotions from `n` on whose tokens are a multiple; all, if none is.
+
+    `growth` is by how many tokens each promotion, in order, adds to `n_tokens`.
+    """
+    if multiple == 1:
+        return n
+    tokens = n_tokens + torch.cat((growth.new_zeros(1), growth.cumsum(0)))
+    fits = (tokens[n:] % multiple == 0).nonzero().flatten()
+    return n + int(fits[0]) if len(fits) else len(growth)
+
+
+def _areas(rows: int, columns: int) -> Tensor:
+    """Fine tokens of every side-2 cell, int64 [H, W]; fewer at odd borders."""
+    heights = torch.full((-(-rows // CELL),), CELL)
+    widths = torch.full((-(-columns // CELL),), CELL)
+    heights[-1] -= rows % CELL
+    widths[-1] -= columns % CELL
+    return heights[:, None] * widths[None]
+
+
+def _in_order(urgency: Tensor) -> Tensor:
+    """Cells by falling urgency, int64 [H*W]."""
+    return urgency.flatten().argsort(descending=True, stable=True)
+
+
+def _count(share: float, n: int) -> int:
+    """A share of `n`, rounded half up."""
+    return int(share * n + 0.5)

@@ -1,0 +1,94 @@
+"""One model call of a step: the carrier swapped for tokens, and the prediction swapped back.
+
+Images of one batch that have different layouts are called one group after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fresco.injection import inject, interpolate
+from fresco.lift import lift_latents
+from fresco.ports import AbstractModelAdapter
+from fresco.run import Group, Run
+from fresco.schedule import Step
+from fresco.transfer import prolong, restrict
+
+
+def enter_tokens(
+    adapter: AbstractModelAdapter, call: Mapping[str, Any], run: Run, step: Step, group: Group
+) -> dict[str, Any]:
+    """Make the call of a group's images, with the tokens of their layout.
+
+    Args:
+        adapter: Of the transformer.
+        call: Arguments of the whole batch's call, by name.
+        run: The run at hand.
+        step: Its step at hand.
+        group: Images of one layout.
+
+    Returns:
+        Arguments by name.
+    """
+    is_part = len(group.images) < len(run.noise.eps)
+    part = adapter.select(call, group.images) if is_part else call
+    carrier = adapter.read(part, run.fine)
+    if step.is_injected:
+        tokens = inject(carrier, group.layout)
+    else:
+        tokens = restrict(carrier, group.field, step.sigma, group.layout)
+    return adapter.embed(part, tokens, group.layout, group.layout.positions(step.units))
+
+
+def leave_tokens(
+    adapter: AbstractModelAdapter, outputs: Sequence[Any], run: Run, step: Step
+) -> Any:
+    """Bring the predictions of all groups back to the full grid, in the batch's order.
+
+    Args:
+        adapter: Of the transformer.
+        outputs: What it returned for each of `run.groups(step)`.
+        run: The run at hand.
+        step: Its step at hand.
+
+    Returns:
+        One output of the transformer's own form.
+    """
+    groups = run.groups(step)
+    spread = interpolate if step.is_injected else prolong
+    parts = []
+    for output, group in zip(outputs, groups, strict=True):
+        tokens = adapter.unembed(output, group.layout)
+        grid = spread(tokens, group.field, adapter.noise_coefficient, group.layout)
+        parts.append(adapter.replace(output, grid, group.layout))
+    if len(parts) == 1:
+        return parts[0]
+    order = torch.tensor([image for group in groups for image in group.images]).argsort()
+    sample = torch.cat([part[0] for part in parts])
+    return adapter.with_sample(parts[0], sample[order.to(sample.device)])
+
+
+def lift_carrier(run: Run, step: Step, latents: Tensor, velocity: Tensor) -> Tensor:
+    """Lift the carrier after a step, each image by its own layout.
+
+    Args:
+        run: The run at hand; a `fresh` lift exchanges its field.
+        step: Its step at hand, with a lift.
+        latents: Of the step's call, float32 [b, c, h, w].
+        velocity: Guided prediction on the full grid, float32 [b, c, h, w].
+
+    Returns:
+        Latents at the next step's sigma, [b, c, h, w].
+    """
+    assert step.lift
+    if step.lift.form == "fresh":
+        run.redraw()
+    lifted = torch.empty_like(latents)
+    for group in run.groups(step):
+        i = list(group.images)
+        lifted[i] = lift_latents(latents[i], velocity[i], group.field, step.lift, group.layout)
+    return lifted

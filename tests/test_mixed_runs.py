@@ -1,0 +1,179 @@
+"""Laws of runs with mixed layouts, on a real pipeline class with random weights."""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+
+import pytest
+import torch
+
+import fresco
+from fresco.score import SCORES
+from fresco.transfer import restrict
+from tests.conftest import FRESCO_5, draw_latents
+
+MIXED = {
+    "schema": 1,
+    "model": "FluxTransformer2DModel",
+    "baseline": {"steps": 12, "height": 64, "width": 64},
+    "stages": [
+        {"cell": 4, "steps": 4, "until_sigma": 0.7},
+        {
+            "cell": "mixed",
+            "steps": 6,
+            "until_sigma": 0.3,
+            "lift": {"form": "latent", "to_sigma": 0.8},
+            "promote": {"score": "channel_variance", "budget": [0, 0.1, 0.2, 0.2, 0.5, 0.5]},
+        },
+        {"cell": 1, "steps": 2, "lift": {"form": "clean", "to_sigma": 0.5}},
+    ],
+}
+
+
+def varied(**mixed):
+    raw = copy.deepcopy(MIXED)
+    raw["stages"][1] |= mixed
+    return raw
+
+
+RUNS = {
+    **{name: varied(promote={"score": name, "budget": 0.3}) for name in SCORES},
+    "threshold": varied(promote={"score": "random", "first": "low", "tau": 0.0}),
+    "split": varied(promote={"score": "edges", "budget": 0.2, "split": 0.6}),
+    "injection": varied(restrict="injection"),
+    "coarse units": varied(positions="coarse"),
+    "fresh": varied(lift={"form": "fresh", "to_sigma": 0.8}),
+}
+
+
+@pytest.mark.parametrize("raw", RUNS.values(), ids=RUNS)
+@pytest.mark.parametrize("size", [(64, 64), (72, 40)], ids=str)
+def test_an_image_does_not_depend_on_its_batch(tiny_flux_pipe, raw, size):
+    generators = [torch.Generator().manual_seed(i) for i in range(3)]
+    asked = {"height": size[0], "width": size[1], "num_inference_steps": 6}
+    prompts = ["a red circle", "blue", "a large square"]
+    with fresco.accelerate(tiny_flux_pipe, raw) as accelerated:
+        together = draw_latents(tiny_flux_pipe, prompt=prompts, generator=generators, **asked)
+        layouts = accelerated._middleware.last.mixed
+        alone = draw_latents(tiny_flux_pipe, prompt="blue", seed=1, **asked)
+        assert accelerated._middleware.last.mixed[0].sides.equal(layouts[1].sides)
+    torch.testing.assert_close(together[1:2], alone, rtol=0, atol=1e-4)
+
+
+def test_images_of_one_batch_have_layouts_of_their_own(tiny_flux_pipe):
+    with fresco.accelerate(tiny_flux_pipe, RUNS["random"]) as accelerated:
+        draw_latents(tiny_flux_pipe, prompt=["a red circle", "blue"])
+        one, other = accelerated._middleware.last.mixed
+        assert not one.sides.equal(other.sides)
+    with fresco.accelerate(tiny_flux_pipe, RUNS["evenly_spaced"]) as accelerated:
+        draw_latents(tiny_flux_pipe, prompt=["a red circle", "blue"])
+        run = accelerated._middleware.last
+        assert len(run.groups(run.plan.steps[4])) == 1  # equal layouts go together
+
+
+def test_true_guidance_sees_one_layout_in_both_passes(tiny_flux_pipe):
+    seen = []
+    tiny_flux_pipe.transformer.register_forward_pre_hook(
+        lambda _m, _a, kwargs: seen.append(kwargs["img_ids"]), with_kwargs=True
+    )
+    with fresco.accelerate(tiny_flux_pipe, MIXED) as accelerated:
+        draw_latents(tiny_flux_pipe, negative_prompt="blue", true_cfg_scale=2.0)
+        assert [step.passes for step in accelerated.report.steps] == [2] * 6
+
+
+def test_promoted_cells_stay_promoted_and_the_plan_is_kept(tiny_flux_pipe):
+    layouts = []
+
+    def watch(pipe, _step, _timestep, tensors):
+        layouts.append(accelerated._middleware.last.mixed)
+        return tensors
+
+    with fresco.accelerate(tiny_flux_pipe, MIXED) as accelerated:
+        planned = [step.n_tokens for step in accelerated.plan.steps]
+        draw_latents(tiny_flux_pipe, num_inference_steps=12, callback_on_step_end=watch)
+        assert [step.tokens for step in accelerated.report.steps] == planned
+        assert planned == [4] * 4 + [16, 22, 25, 25, 40, 40] + [64] * 2
+        assert all(a <= b for a, b in pairwise(planned))
+    sides = [layout[0].sides for layout in layouts if layout]
+    assert len(sides) == 9
+    for before, after in pairwise(sides):
+        assert (after <= before).all()
+
+
+def test_the_plan_of_a_threshold_is_what_the_run_found(tiny_flux_pipe):
+    with fresco.accelerate(tiny_flux_pipe, RUNS["threshold"]) as accelerated:
+        draw_latents(tiny_flux_pipe, num_inference_steps=12)
+        tokens = [step.tokens for step in accelerated.report.steps]
+        assert [step.n_tokens for step in accelerated.plan.steps] == tokens
+        assert 16 < tokens[4] < 64
+        full = accelerated.cost().baseline_flops
+        assert accelerated.cost().flops < full
+
+
+def test_a_mixed_stage_that_promotes_everything_is_a_fine_one(tiny_flux_pipe):
+    whole = copy.deepcopy(FRESCO_5)
+    whole["stages"][1] = {"cell": 1, "steps": 4, "until_sigma": 0.4}
+    whole["stages"][2].pop("lift")
+    mixed = copy.deepcopy(whole)
+    mixed["stages"][1] |= {"cell": "mixed", "promote": {"score": "edges", "budget": 1.0}}
+    with fresco.accelerate(tiny_flux_pipe, whole):
+        expected = draw_latents(tiny_flux_pipe)
+    with fresco.accelerate(tiny_flux_pipe, mixed):
+        torch.testing.assert_close(draw_latents(tiny_flux_pipe), expected, rtol=0, atol=1e-5)
+
+
+def test_the_transformer_sees_the_tokens_of_the_layout(tiny_flux_pipe):
+    """Slow and obvious: one token at a time, from the latents before the call."""
+    calls, latents = [], []
+    tiny_flux_pipe.transformer.register_forward_pre_hook(
+        lambda _m, _a, kwargs: latents.append(kwargs), with_kwargs=True
+    )
+    with fresco.accelerate(tiny_flux_pipe, MIXED) as accelerated:
+        tiny_flux_pipe.transformer.register_forward_pre_hook(
+            lambda _m, _a, kwargs: calls.append((kwargs, accelerated._middleware.last.mixed)),
+            with_kwargs=True,
+        )
+        draw_latents(tiny_flux_pipe)
+        run = accelerated._middleware.last
+        plan = run.plan
+    checked = 0
+    for step, given, (seen, mixed) in zip(plan.steps, latents, calls, strict=True):
+        if step.promotion is None:
+            continue
+        (layout,) = mixed
+        carrier = accelerated._middleware.adapter.read(given, run.fine)
+        tokens = restrict(carrier, run.noise, step.sigma, layout)
+        for n, ((row, column), side) in enumerate(
+            zip(layout.token_starts.tolist(), layout.token_sides.tolist(), strict=True)
+        ):
+            centre = [0.0, row + (side - 1) / 2, column + (side - 1) / 2]
+            assert seen["img_ids"][n].tolist() == centre
+            assert seen["hidden_states"][0, n].equal(tokens[0, n].flatten())
+            checked += 1
+    assert checked > 60
+
+
+def test_a_part_that_fails_leaves_the_next_run_right(tiny_flux_pipe):
+    with fresco.accelerate(tiny_flux_pipe, MIXED):
+        expected = draw_latents(tiny_flux_pipe)
+        handle = tiny_flux_pipe.transformer.register_forward_pre_hook(_fail_on_mixed)
+        with pytest.raises(ValueError, match="on purpose"):
+            draw_latents(tiny_flux_pipe, prompt=["a red circle", "blue"])
+        handle.remove()
+        assert draw_latents(tiny_flux_pipe).equal(expected)
+
+
+def test_batches_with_ip_adapter_images_are_refused_in_mixed_stages(tiny_flux_pipe):
+    embeds = {"ip_adapter_image_embeds": [torch.zeros(2, 1, 4, 16)]}
+    adapter_error = fresco.errors.AdapterError
+    from fresco.ports import find_adapter
+
+    adapter = find_adapter(tiny_flux_pipe.transformer)
+    call = {"hidden_states": torch.zeros(2, 4, 16), "joint_attention_kwargs": embeds}
+    with pytest.raises(adapter_error, match="got 2 pictures with them"):
+        adapter.select(call, [0])
+
+
+def _fail_on_mixed(_module, _args, _kwargs=None):
+    raise ValueError("on purpose")
