@@ -3,37 +3,27 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
 from rich.table import Table
-from rich.text import Text
 
-from fresco.errors import FrescoError
+from fresco.cli_parts import clear_errors, console, named_tasks, progress_bar
+from fresco.cli_reference import reference
 
 app = typer.Typer(
     help="Diffusion Transformers many times faster, without retraining.", no_args_is_help=True
 )
-reference = typer.Typer(
-    help="The reference model: training, judge, evaluation.", no_args_is_help=True
-)
 app.add_typer(reference, name="reference")
-console = Console()
 
 Out = Annotated[Path, typer.Option("--out", help="Directory of comparison.png and report.json.")]
+Captions = Annotated[int, typer.Option("--prompts", help="Held-out captions.")]
+Folder = Annotated[Path, typer.Option(help="Where sampled rows are kept, and taken from.")]
+Batch = Annotated[int, typer.Option(help="Pictures per call, in every row.")]
+Dtype = Annotated[str, typer.Option(help="Of all weights: float32 or bfloat16.")]
 Prompts = Annotated[list[str] | None, typer.Option("--prompt", help="A caption; may be repeated.")]
 
 
@@ -69,7 +59,7 @@ def demo(
     steps: Annotated[int, typer.Option(min=1, help="Solver steps of the full row.")] = 50,
 ) -> None:
     """Sample full, accelerated, and with fewer steps at the same cost, and compare."""
-    with _clear_errors():
+    with clear_errors():
         from fresco.reference.captions import parse
 
         for text in prompt or []:
@@ -78,15 +68,8 @@ def demo(
             from fresco.demo import PROMPTS, DemoRequest, run_demo
 
         request = DemoRequest(tuple(prompt or PROMPTS), recipe, seed, out, steps)
-        with _bar() as bar:
-            tasks: dict[str, TaskID] = {}
-
-            def advance(name: str, done: int, total: int) -> None:
-                if name not in tasks:
-                    tasks[name] = bar.add_task(name, total=total)
-                bar.update(tasks[name], completed=done)
-
-            report = run_demo(request, advance)
+        with progress_bar() as bar:
+            report = run_demo(request, named_tasks(bar))
     console.print(_demo_table(report))
     speedup = f"{report['speedup']:.2f}x faster in the denoising loop"
     console.print(f"{speedup}, {report['call_speedup']:.2f}x in the whole call.", highlight=False)
@@ -107,121 +90,56 @@ def recipes() -> None:
     console.print(table)
 
 
-@reference.command()
-def train(
-    folder: Annotated[Path, typer.Option(help="The run's folder; a run in it goes on.")] = Path(
-        "runs/reference"
+@app.command()
+def ablate(
+    prompts: Captions = 128,
+    json: Annotated[Path | None, typer.Option(help="Default: in the folder.")] = None,
+    only: Annotated[str | None, typer.Option(help="Groups of rows, commas between.")] = None,
+    folder: Folder = Path("runs/bench"),
+    batch: Batch = 8,
+    dtype: Dtype = "float32",
+) -> None:
+    """Vary one thing at a time and measure what comes of it."""
+    with clear_errors():
+        with console.status("Loading"):
+            from fresco.reference.bench import How
+            from fresco.reference.rows import ablation_groups
+            from fresco.reference.studies import Study, pick_groups, run_study
+
+        file = json or folder / "ablation.json"
+        groups = pick_groups(ablation_groups(), only)
+        study = Study("fresco ablate", groups, file, folder, prompts, How(batch=batch), dtype)
+        with progress_bar() as bar:
+            report = run_study(study, named_tasks(bar))
+    _print_study(report)
+    console.print(f"Wrote {file}.", soft_wrap=True)
+
+
+@app.command()
+def pareto(
+    prompts: Captions = 128,
+    out: Annotated[Path, typer.Option(help="Directory of pareto.png and pareto.json.")] = Path(
+        "fresco-pareto"
     ),
-    hours: Annotated[
-        float, typer.Option(min=0.001, help="Training time of the transformer.")
-    ] = 3.0,
-    device: Annotated[
-        str | None, typer.Option(help="Where to train; default: a GPU if there is one.")
-    ] = None,
-    from_shipped: Annotated[
-        bool, typer.Option("--from-shipped", help="Go on from the weights that ship.")
-    ] = False,
+    folder: Folder = Path("runs/bench"),
+    batch: Batch = 8,
+    dtype: Dtype = "float32",
 ) -> None:
-    """Train the reference model; an interrupted training goes on where it stopped."""
-    with _clear_errors():
+    """Measure fresco, fewer steps and rivals at several speedups, and plot them."""
+    with clear_errors():
         with console.status("Loading"):
-            import torch
+            from fresco.reference.bench import How
+            from fresco.reference.plot import save_pareto
+            from fresco.reference.rows import pareto_groups
+            from fresco.reference.studies import Study, run_study
 
-            from fresco.reference import PIPELINE
-            from fresco.reference.run import train_reference
-
-        with _bar() as bar:
-            task = bar.add_task("autoencoder, text, latents", total=None)
-
-            def log(figures: Mapping[str, float]) -> None:
-                text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-                if "elapsed_s" in figures:
-                    bar.update(
-                        task, total=round(hours * 3600), completed=round(figures["elapsed_s"])
-                    )
-                bar.update(task, description=text)
-
-            where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-            out = train_reference(
-                folder, hours, log, torch.device(where), PIPELINE if from_shipped else None
-            )
-    console.print(f"Wrote {out}.", soft_wrap=True)
-
-
-@reference.command()
-def evaluate(
-    prompts: Annotated[int, typer.Option(min=1, help="Held-out captions.")] = 256,
-    steps: Annotated[int, typer.Option(min=1, help="Solver steps.")] = 50,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures per call.")] = 8,
-    folder: Annotated[Path | None, typer.Option(help="Another pipeline directory.")] = None,
-) -> None:
-    """Sample held-out captions and let the judge say what came of them."""
-    with _clear_errors():
-        with console.status("Loading"):
-            from fresco.reference import GUIDANCE_SCALE, load
-            from fresco.reference.evaluate import BAR, Sampling
-            from fresco.reference.evaluate import evaluate as run
-
-            pipe = load(folder)
-        how = Sampling(steps, GUIDANCE_SCALE if guidance is None else guidance, seed, batch)
-        with _bar() as bar:
-            task = bar.add_task("pictures", total=prompts)
-            fractions = run(pipe, prompts, how, lambda done: bar.update(task, completed=done))
-    title = f"{prompts} held-out captions, {how.steps} steps, guidance {how.guidance:g}"
-    console.print(_fraction_table(title, fractions, BAR))
-
-
-@reference.command()
-def judge(
-    pictures: Annotated[int, typer.Option(min=1, help="Held-out rendered pictures.")] = 512,
-    train: Annotated[
-        bool, typer.Option("--train", help="Train it anew and replace its weights.")
-    ] = False,
-    folder: Annotated[
-        Path, typer.Option(help="Run whose autoencoder spoils the training pictures.")
-    ] = Path("runs/reference"),
-) -> None:
-    """Measure the judge on held-out rendered pictures."""
-    with _clear_errors():
-        with console.status("Loading"):
-            from fresco.reference import judge_training
-        if train:
-            with _bar() as bar:
-                task = bar.add_task("judge", total=judge_training.STEPS)
-
-                def log(figures: Mapping[str, float]) -> None:
-                    bar.update(
-                        task, completed=figures["step"], description=f"loss {figures['loss']:.3f}"
-                    )
-
-                judge_training.train_and_save(folder, log)
-        with console.status(f"Drawing and reading {pictures} pictures"):
-            fractions = judge_training.measure_shipped(pictures)
-    title = f"The judge on {pictures} held-out rendered pictures"
-    console.print(_fraction_table(title, fractions, judge_training.BAR))
-
-
-@contextmanager
-def _clear_errors() -> Iterator[None]:
-    """Show an error that fresco raised on purpose without a traceback; exit code 2."""
-    try:
-        yield
-    except FrescoError as error:
-        message = Text.assemble(("error ", "bold red"), str(error))  # not markup: it has brackets
-        Console(stderr=True).print(message, soft_wrap=True)
-        raise typer.Exit(2) from error
-
-
-def _bar() -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    return Progress(*columns, console=console)
+        file, groups = out / "pareto.json", tuple(pareto_groups().values())
+        study = Study("fresco pareto", groups, file, folder, prompts, How(batch=batch), dtype)
+        with progress_bar() as bar:
+            report = run_study(study, named_tasks(bar))
+        save_pareto(report, out / "pareto.png")
+    _print_study(report)
+    console.print(f"Wrote {out / 'pareto.png'} and {file}.", soft_wrap=True)
 
 
 def _demo_table(report: Mapping[str, Any]) -> Table:
@@ -263,10 +181,33 @@ def _demo_table(report: Mapping[str, Any]) -> Table:
     return table
 
 
-def _fraction_table(title: str, fractions: Mapping[str, float], bar: Mapping[str, float]) -> Table:
-    table = Table("attribute", "right", "bar", "", title=title)
-    for name, fraction in fractions.items():
-        wanted = bar.get(name)
-        verdict = "" if wanted is None else "[green]yes[/]" if fraction >= wanted else "[red]no[/]"
-        table.add_row(name, f"{fraction:.2%}", "" if wanted is None else f"{wanted:.0%}", verdict)
-    return table
+def _print_study(report: Mapping[str, Any]) -> None:
+    """A table per group; its first row is what the differences refer to."""
+    columns = ("", "speedup", "FLOPs", "PSNR dB", "SSIM", "asked", "difference", "scenes", "fine")
+    for name, group in report["groups"].items():
+        title = f"{name}: {group['question']}; {report['n_prompts']} captions"
+        table = Table(*columns, "Fréchet", title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+        for row in dict.fromkeys((report["baseline"], *group["rows"])):
+            found = report["rows"][row]
+            to_first = report["differences"][name].get(row, {})
+            table.add_row(
+                row,
+                f"{found['speedup']:.2f}x",
+                f"{found['flops_speedup']:.2f}x",
+                _figure(found, "psnr_db", ".1f"),
+                _figure(found, "ssim", ".3f"),
+                _figure(found, "judge", ".1%"),
+                _figure(to_first, "judge_difference", "+.1%"),
+                _figure(found, "scene", ".1%"),
+                _figure(found, "hf", ".2f"),
+                _figure(found, "frechet", ".2f"),
+            )
+        console.print(table)
+
+
+def _figure(found: Mapping[str, Any], name: str, form: str) -> str:
+    """A figure with its interval; nothing where there is none."""
+    if found.get(name) is None:
+        return ""
+    low, high = found[f"{name}_interval"]
+    return f"{found[name]:{form}} \\[{low:{form}}, {high:{form}}]"

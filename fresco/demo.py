@@ -21,13 +21,14 @@ from torch import Tensor
 
 from fresco.api import accelerate
 from fresco.comparison import Row, save_comparison
-from fresco.errors import FrescoError
+from fresco.output import make_directory
 from fresco.quality import psnr_db, ssim
 from fresco.recipe import Recipe, load_recipe
 from fresco.reference import GUIDANCE_SCALE, MAX_TOKENS, load
 from fresco.reference.captions import AskedScene, CaptionError, parse
 from fresco.reference.evaluate import judge_pictures
 from fresco.reference.provenance import versions
+from fresco.timing import LoopTimer
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -45,10 +46,6 @@ PROMPTS = (
 WARM_UP_STEPS = 2
 
 Advance = Callable[[str, int, int], None]  # name of the row, model steps done, of how many
-
-
-class OutputError(FrescoError, OSError):
-    """Results cannot be written where they should go."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,7 @@ def run_demo(
         )
     asked = [parse(prompt) for prompt in request.prompts]
     recipe = load_recipe(request.recipe)
-    _make_directory(request.out)
+    make_directory("run_demo(request)", request.out, "--out")
     pipe = load() if pipe is None else pipe
     sample = functools.partial(_sample, pipe, request, advance)
     full = sample("full", request.steps)
@@ -120,26 +117,6 @@ def run_demo(
     save_comparison(rows, request.prompts, request.out / "comparison.png")
     (request.out / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     return report
-
-
-class LoopTimer:
-    """Seconds of a pipeline's denoising loop, by a hook and the pipeline's own callback."""
-
-    def __init__(self, on_step: Callable[[int], None]) -> None:
-        self.on_step = on_step
-        self.start_s = self.end_s = 0.0
-
-    def before_forward(self, *_: object) -> None:
-        """Forward pre-hook of the transformer; the first call starts the loop."""
-        self.start_s = self.start_s or time.perf_counter()
-
-    def on_step_end(
-        self, _pipe: object, step: int, _timestep: object, tensors: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """`callback_on_step_end`; the last one ends the loop."""
-        self.end_s = time.perf_counter()
-        self.on_step(step)
-        return tensors
 
 
 def _sample_accelerated(
@@ -192,7 +169,7 @@ def _call(
     finally:
         handle.remove()
     call_s = time.perf_counter() - start_s
-    return images.float().cpu(), timer.end_s - timer.start_s, call_s
+    return images.float().cpu(), timer.loop_s, call_s
 
 
 def _compare(rows: tuple[Row, Row, Row], asked: Sequence[AskedScene]) -> dict[str, Any]:
@@ -223,13 +200,3 @@ def _finite(values: Tensor) -> float | None:
     """Mean over pictures; None where a picture is equal to what it is compared with."""
     mean = values.mean().item()
     return mean if math.isfinite(mean) else None
-
-
-def _make_directory(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        got = f"{str(out)!r} ({error.strerror})"
-        raise OutputError(
-            "run_demo(request)", "a directory to write to", got, "Name another one with --out."
-        ) from error

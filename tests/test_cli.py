@@ -1,12 +1,17 @@
+import re
 import subprocess
 import sys
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import fresco.cli
+import fresco.cli_parts
 import fresco.reference
+from fresco.quality import psnr_db
 from fresco.recipe import known_recipes
+from fresco.reference.dataset import make_example
 from tests.reference_parts import assemble_untrained
 
 
@@ -20,7 +25,7 @@ def run(*arguments, **environment):
 
 @pytest.fixture(autouse=True)
 def _wide_console(monkeypatch):
-    monkeypatch.setattr(fresco.cli, "console", fresco.cli.Console(width=200))
+    monkeypatch.setattr(fresco.cli_parts.console, "width", 200)
 
 
 def test_version_is_that_of_the_package():
@@ -95,3 +100,85 @@ def test_judge_prints_what_it_reads_right():
     result = run("reference", "judge", "--pictures", "8")
     assert result.exit_code == 0
     assert "background_kind" in result.output
+
+
+def test_evaluate_says_how_another_number_of_steps_differs(monkeypatch):
+    rendered = torch.stack([torch.from_numpy(make_example(13, i)[1]) for i in range(4)]) / 255
+    steps = []
+
+    def sampled(pipe, prompts, how, on_pictures):
+        steps.append(how.steps)
+        on_pictures(len(prompts))
+        return rendered[: len(prompts)] * how.steps / 2
+
+    monkeypatch.setattr("fresco.reference.load", lambda *_: object())
+    monkeypatch.setattr("fresco.reference.evaluate.sample_pictures", sampled)
+    result = run("reference", "evaluate", "--prompts", "4", "--steps", "2", "--against", "1")
+    assert result.exit_code == 0
+    assert steps == [2, 1]
+    assert "2 steps minus 1" in result.output
+    assert re.search(
+        r"attributes .* [+-]\d+\.\d\d .* [+-]\d+\.\d\d to [+-]\d+\.\d\d", result.output
+    )
+    decibels = psnr_db(rendered, rendered / 2).mean().item()
+    assert f"PSNR between the two: {decibels:.1f} dB" in result.output
+
+
+@pytest.mark.parametrize("steps", ["50", "0"])
+def test_evaluate_refuses_to_compare_a_number_of_steps_with_itself(steps, monkeypatch):
+    monkeypatch.setattr(fresco.reference, "load", lambda *_: pytest.fail("loaded"))
+    result = run("reference", "evaluate", "--against", steps)
+    assert result.exit_code == 2
+    assert f"at least 1 step, and not 50, got {steps}" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("ablate", "--only", "lfit"), "restrict, levels, got 'lfit'"),
+        (("ablate", "--only", "steps", "--prompts", "0"), "at least 2 captions, got 0"),
+        (("ablate", "--only", "steps", "--folder", sys.executable), "a directory to write to"),
+        (("ablate", "--only", "steps", "--dtype", "float8"), "got float8"),
+        (("pareto", "--prompts", "1"), "at least 2 captions, got 1"),
+    ],
+)
+def test_bad_input_to_a_study_is_a_clear_error(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fresco.reference.studies.load", lambda **_: pytest.fail("loaded"))
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+REPORT = {
+    "baseline": "50 steps",
+    "n_prompts": 2,
+    "groups": {"fewer": {"question": "how many", "rows": ["5 steps"]}},
+    "rows": {
+        name: {"speedup": speedup, "flops_speedup": speedup, "psnr_db": None, "hf": 1.0}
+        | {"ssim": 0.5, "judge": 0.75, "scene": 0.5, "frechet": 3.25}
+        | {f"{figure}_interval": [0.25, 4.0] for figure in ("ssim", "judge", "scene", "hf")}
+        | {"frechet_interval": [3.0, 4.0]}
+        for name, speedup in (("50 steps", 1.0), ("5 steps", 9.5))
+    },
+    "differences": {
+        "fewer": {"5 steps": {"judge_difference": -0.5, "judge_difference_interval": [-0.75, 0.0]}}
+    },
+}
+
+
+@pytest.mark.parametrize("command", ["ablate", "pareto"])
+def test_a_study_is_printed_with_its_intervals(command, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "fresco.reference.studies.run_study", lambda study, _: asked.append(study) or REPORT
+    )
+    files = {"ablate": ("--only", "steps", "--json", str(tmp_path / "study.json")),
+             "pareto": ("--out", str(tmp_path))}  # fmt: skip
+    result = run(command, "--prompts", "2", "--folder", str(tmp_path), *files[command])
+    assert result.exit_code == 0
+    assert (asked[0].n_prompts, asked[0].folder) == (2, tmp_path)
+    assert "9.50x" in result.output
+    assert "75.0% [25.0%, 400.0%]" in result.output
+    assert "-50.0% [-75.0%, +0.0%]" in result.output
+    assert (tmp_path / "pareto.png").exists() == (command == "pareto")

@@ -6,10 +6,12 @@ import torch
 from PIL import Image
 
 from fresco.comparison import Row, save_comparison, save_sheet
-from fresco.demo import PROMPTS, DemoRequest, LoopTimer, OutputError, run_demo
+from fresco.demo import PROMPTS, DemoRequest, run_demo
 from fresco.errors import RecipeError
+from fresco.output import OutputError
 from fresco.reference import load
 from fresco.reference.captions import CaptionError, parse
+from fresco.timing import LoopTimer
 from tests.reference_parts import assemble_untrained
 
 KEYS = {
@@ -105,12 +107,12 @@ def test_bad_input_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
 
 def test_loop_timer_measures_from_the_first_call_to_the_last_step(monkeypatch):
     clock, steps = itertools.count(10), []
-    monkeypatch.setattr("fresco.demo.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("fresco.timing.time.perf_counter", lambda: next(clock))
     timer = LoopTimer(steps.append)
     for step in range(3):
         timer.before_forward(None, ())  # only the first reads the clock: 10
         assert timer.on_step_end(None, step, None, {}) == {}  # 11, 12, 13
-    assert timer.end_s - timer.start_s == 3
+    assert timer.loop_s == 3
     assert steps == [0, 1, 2]
 
 

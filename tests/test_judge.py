@@ -69,6 +69,19 @@ def test_reading_does_not_depend_on_the_rest_of_the_batch(held_out):
     assert judge.read(pictures) == [judge.read(picture[None])[0] for picture in pictures]
 
 
+def test_features_are_what_the_heads_read(held_out):
+    pictures = held_out[1][:18]  # more than one batch
+    judge = load_judge()
+    features = judge.features(pictures)
+    assert features.shape == (18, 192)
+    background = judge.background(torch.nn.functional.avg_pool2d(pictures, 2))
+    heads = judge.background[-1](features[:, :96])
+    assert torch.allclose(heads["colour"], background["colour"], atol=1e-4)
+    present = judge.window[-1].heads["is_present"]  # linear: the mean of what it says
+    said = judge.window(crop_windows(pictures))["is_present"].view(18, 9, 2).mean(1)
+    assert torch.allclose(present(features[:, 96:]), said, atol=1e-4)
+
+
 def test_larger_squares_are_averaged_down(held_out):
     pictures = held_out[1][:4]
     doubled = pictures.repeat_interleave(2, -1).repeat_interleave(2, -2)

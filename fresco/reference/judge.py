@@ -76,6 +76,27 @@ class Judge(nn.Module):
         """
         return [scene for part in _at_full_size(images).split(BATCH) for scene in self._read(part)]
 
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """What the classifiers see of pictures, for a distance between sets of pictures.
+
+        Args:
+            images: As `read` takes them.
+
+        Returns:
+            Float32 [b, 192], at least 0: 96 of the background, then the mean over the nine
+            windows of their 96.
+
+        Raises:
+            PictureError: If the shape is another.
+        """
+        return torch.cat([self._features(part) for part in _at_full_size(images).split(BATCH)])
+
+    def _features(self, images: Tensor) -> Tensor:
+        behind = self.background[:-1](F.avg_pool2d(images, 2))  # without the heads
+        windows = self.window[:-1](crop_windows(images)).view(len(images), len(PLACES), -1)
+        return torch.cat([behind, windows.mean(1)], 1)
+
     def _read(self, images: Tensor) -> list[Scene]:
         windows = {name: x.argmax(-1) for name, x in self.window(crop_windows(images)).items()}
         grid = {name: x.view(len(images), len(PLACES)) for name, x in windows.items()}

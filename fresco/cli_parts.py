@@ -1,0 +1,67 @@
+"""What the commands share: the console, progress bars, clear errors, tables of fractions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from fresco.errors import FrescoError
+
+console = Console()
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Show an error that fresco raised on purpose without a traceback; exit code 2."""
+    try:
+        yield
+    except FrescoError as error:
+        message = Text.assemble(("error ", "bold red"), str(error))  # not markup: it has brackets
+        Console(stderr=True).print(message, soft_wrap=True)
+        raise typer.Exit(2) from error
+
+
+def progress_bar() -> Progress:
+    """A bar with a description, the count and the time."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=console)
+
+
+def named_tasks(bar: Progress) -> Callable[[str, int, int], None]:
+    """A callback (name, done, total) that gives every name a line of its own."""
+    tasks: dict[str, TaskID] = {}
+
+    def advance(name: str, done: int, total: int) -> None:
+        if name not in tasks:
+            tasks[name] = bar.add_task(name, total=total)
+        bar.update(tasks[name], completed=done)
+
+    return advance
+
+
+def fraction_table(title: str, fractions: Mapping[str, float], bar: Mapping[str, float]) -> Table:
+    """Fractions by attribute, and whether each is up to its bar."""
+    table = Table("attribute", "right", "bar", "", title=title)
+    for name, fraction in fractions.items():
+        wanted = bar.get(name)
+        verdict = "" if wanted is None else "[green]yes[/]" if fraction >= wanted else "[red]no[/]"
+        table.add_row(name, f"{fraction:.2%}", "" if wanted is None else f"{wanted:.0%}", verdict)
+    return table

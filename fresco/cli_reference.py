@@ -1,0 +1,150 @@
+"""The commands of the reference model. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from fresco.cli_parts import clear_errors, console, fraction_table, progress_bar
+
+if TYPE_CHECKING:
+    from fresco.reference.evaluate import Comparison
+
+reference = typer.Typer(
+    help="The reference model: training, judge, evaluation.", no_args_is_help=True
+)
+
+
+@reference.command()
+def train(
+    folder: Annotated[Path, typer.Option(help="The run's folder; a run in it goes on.")] = Path(
+        "runs/reference"
+    ),
+    hours: Annotated[
+        float, typer.Option(min=0.001, help="Training time of the transformer.")
+    ] = 3.0,
+    device: Annotated[
+        str | None, typer.Option(help="Where to train; default: a GPU if there is one.")
+    ] = None,
+    from_shipped: Annotated[
+        bool, typer.Option("--from-shipped", help="Go on from the weights that ship.")
+    ] = False,
+) -> None:
+    """Train the reference model; an interrupted training goes on where it stopped."""
+    with clear_errors():
+        with console.status("Loading"):
+            import torch
+
+            from fresco.reference import PIPELINE
+            from fresco.reference.run import train_reference
+
+        with progress_bar() as bar:
+            task = bar.add_task("autoencoder, text, latents", total=None)
+
+            def log(figures: Mapping[str, float]) -> None:
+                text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+                if "elapsed_s" in figures:
+                    bar.update(
+                        task, total=round(hours * 3600), completed=round(figures["elapsed_s"])
+                    )
+                bar.update(task, description=text)
+
+            where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            out = train_reference(
+                folder, hours, log, torch.device(where), PIPELINE if from_shipped else None
+            )
+    console.print(f"Wrote {out}.", soft_wrap=True)
+
+
+@reference.command()
+def evaluate(
+    prompts: Annotated[int, typer.Option(min=1, help="Held-out captions.")] = 256,
+    steps: Annotated[int, typer.Option(min=1, help="Solver steps.")] = 50,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures per call.")] = 8,
+    folder: Annotated[Path | None, typer.Option(help="Another pipeline directory.")] = None,
+    against: Annotated[
+        int | None, typer.Option(help="Sample in so many steps too, and compare.")
+    ] = None,
+) -> None:
+    """Sample held-out captions and let the judge say what came of them."""
+    with clear_errors():
+        with console.status("Loading"):
+            from fresco.reference import GUIDANCE_SCALE, load
+            from fresco.reference.evaluate import (
+                BAR,
+                Sampling,
+                check_against,
+                evaluate_against,
+            )
+            from fresco.reference.evaluate import evaluate as run
+
+            if against is not None:
+                check_against(against, steps)
+            pipe = load(folder)
+        how = Sampling(steps, GUIDANCE_SCALE if guidance is None else guidance, seed, batch)
+        compared: Comparison | None = None
+        with progress_bar() as bar:
+            task = bar.add_task("pictures", total=prompts * (1 if against is None else 2))
+
+            def advance(done: int) -> None:
+                bar.update(task, completed=done)
+
+            if against is None:
+                fractions = run(pipe, prompts, how, advance)
+            else:
+                compared = evaluate_against(pipe, against, prompts, how, advance)
+                fractions = compared.fractions
+    title = f"{prompts} held-out captions, {how.steps} steps, guidance {how.guidance:g}"
+    console.print(fraction_table(title, fractions, BAR))
+    if compared is not None:
+        console.print(_difference_table(f"{how.steps} steps minus {against}", compared))
+        console.print(f"PSNR between the two: {compared.psnr_db:.1f} dB.", highlight=False)
+
+
+@reference.command()
+def judge(
+    pictures: Annotated[int, typer.Option(min=1, help="Held-out rendered pictures.")] = 512,
+    train: Annotated[
+        bool, typer.Option("--train", help="Train it anew and replace its weights.")
+    ] = False,
+    folder: Annotated[
+        Path, typer.Option(help="Run whose autoencoder spoils the training pictures.")
+    ] = Path("runs/reference"),
+) -> None:
+    """Measure the judge on held-out rendered pictures."""
+    with clear_errors():
+        with console.status("Loading"):
+            from fresco.reference import judge_training
+        if train:
+            with progress_bar() as bar:
+                task = bar.add_task("judge", total=judge_training.STEPS)
+
+                def log(figures: Mapping[str, float]) -> None:
+                    bar.update(
+                        task, completed=figures["step"], description=f"loss {figures['loss']:.3f}"
+                    )
+
+                judge_training.train_and_save(folder, log)
+        with console.status(f"Drawing and reading {pictures} pictures"):
+            fractions = judge_training.measure_shipped(pictures)
+    title = f"The judge on {pictures} held-out rendered pictures"
+    console.print(fraction_table(title, fractions, judge_training.BAR))
+
+
+def _difference_table(title: str, compared: Comparison) -> Table:
+    table = Table("attribute", "this", "that", "points", "95% interval", title=title)
+    for name, found in compared.differences.items():
+        table.add_row(
+            name,
+            f"{compared.fractions[name]:.2%}",
+            f"{compared.other[name]:.2%}",
+            f"{100 * found.fraction:+.2f}",
+            f"{100 * found.low:+.2f} to {100 * found.high:+.2f}",
+        )
+    return table

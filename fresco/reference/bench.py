@@ -1,0 +1,206 @@
+"""Sample a row of pictures in one way, with its seconds; a row that is done stays done.
+
+All rows of a comparison have the same captions, noise, batch and data type. A row is kept in a
+file of its own, which is written after every batch. The file's name depends on everything that
+the caller chooses and on the weights, but not on fresco's code: after a change of how fresco
+samples, start in another folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fresco.api import Accelerated, accelerate
+from fresco.reference import GUIDANCE_SCALE, MAX_TOKENS
+from fresco.timing import LoopTimer
+
+if TYPE_CHECKING:
+    from diffusers import FluxPipeline
+
+WARM_UP_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of sampling.
+
+    Args:
+        name: Label; rows of another name and the same content are the same row.
+        recipe: Content of a recipe; None: the plain pipeline.
+        steps: Requested solver steps.
+    """
+
+    name: str
+    recipe: Mapping[str, Any] | None = None
+    steps: int = 50
+
+
+@dataclass(frozen=True)
+class How:
+    """What all rows of a comparison share.
+
+    Args:
+        seed: Picture number i gets the generator seed `seed + i`, whatever the batch.
+        batch: Pictures per call; seconds per picture depend on it.
+        guidance: Guidance scale that the model is told.
+    """
+
+    seed: int = 0
+    batch: int = 8
+    guidance: float = GUIDANCE_SCALE
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Pictures of one row and what they took, each per picture.
+
+    Args:
+        images: Uint8 [b, 3, h, w].
+        loop_s: Seconds of the denoising loop, those of a batch divided by its pictures.
+        full_steps: FLOPs, in steps on the full grid.
+        n_steps: Solver steps that were taken.
+    """
+
+    images: Tensor
+    loop_s: tuple[float, ...]
+    full_steps: tuple[float, ...]
+    n_steps: int
+
+
+def weights_digest(pipe: FluxPipeline) -> str:
+    """Name all weights of a pipeline by their content, data types included."""
+    digest = hashlib.sha256()
+    for part, module in sorted(pipe.components.items()):
+        if isinstance(module, nn.Module):
+            for name, tensor in sorted(module.state_dict().items()):
+                digest.update(f"{part}.{name} {tensor.dtype} {list(tensor.shape)}".encode())
+                flat = tensor.detach().cpu().contiguous().reshape(-1)
+                digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def row_key(way: Way, prompts: Sequence[str], how: How, weights: str) -> str:
+    """Name a row by everything it depends on but the code.
+
+    Args:
+        way: Its recipe and steps count, its name does not.
+        prompts: Captions.
+        how: Seed, batch, guidance.
+        weights: `weights_digest` of the pipeline.
+
+    Returns:
+        16 hexadecimal digits.
+
+    Example:
+        >>> one, other = (row_key(Way(n, None, 5), ["a ring"], How(), "") for n in "ab")
+        >>> one == other
+        True
+    """
+    content = [way.recipe, way.steps, list(prompts), asdict(how), weights]
+    text = json.dumps([*content, torch.get_num_threads()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def measure(
+    pipe: FluxPipeline,
+    way: Way,
+    prompts: Sequence[str],
+    how: How,
+    folder: Path,
+    on_pictures: Callable[[int], None] = lambda _: None,
+) -> Measured:
+    """Sample one picture per prompt, but those that the folder has.
+
+    Args:
+        pipe: The reference pipeline, not accelerated; it is left as it is.
+        way: Recipe and steps.
+        prompts: Captions.
+        how: Seed, batch, guidance.
+        folder: Where rows are kept, `<key>.pt` each; it is there.
+        on_pictures: Called with the number of pictures done, at first and after every batch.
+
+    Returns:
+        The row.
+
+    Raises:
+        RecipeError: If the recipe has problems.
+    """
+    path = folder / f"{row_key(way, prompts, how, weights_digest(pipe))}.pt"
+    row = _load(path)
+    done = len(row.loop_s) if row else 0
+    on_pictures(done)
+    if row and done == len(prompts):
+        return row
+    accelerated: AbstractContextManager[Accelerated | None] = (
+        nullcontext() if way.recipe is None else accelerate(pipe, way.recipe)
+    )
+    with accelerated as handle:
+        _sample(pipe, prompts[: how.batch], how, 0, min(way.steps, WARM_UP_STEPS))
+        for start in range(done, len(prompts), how.batch):
+            part = prompts[start : start + how.batch]
+            images, loop_s = _sample(pipe, part, how, start, way.steps)
+            per_picture = (loop_s / len(part),) * len(part)
+            full_steps = (_full_steps(handle, way),) * len(part)
+            row = _append(row, Measured(images, per_picture, full_steps, pipe.num_timesteps))
+            _save(row, path)
+            on_pictures(start + len(part))
+    assert row is not None
+    return row
+
+
+def _sample(
+    pipe: FluxPipeline, prompts: Sequence[str], how: How, start: int, steps: int
+) -> tuple[Tensor, float]:
+    """Pictures number `start` and on, uint8 [b, 3, h, w], and seconds of their loop."""
+    timer = LoopTimer(lambda _: None)
+    seeds = range(how.seed + start, how.seed + start + len(prompts))
+    hook = pipe.transformer.register_forward_pre_hook(timer.before_forward)
+    try:
+        images = pipe(
+            list(prompts),
+            num_inference_steps=steps,
+            guidance_scale=how.guidance,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            max_sequence_length=MAX_TOKENS,
+            output_type="pt",
+            callback_on_step_end=timer.on_step_end,
+        ).images
+    finally:
+        hook.remove()
+    return (images.float().cpu().clamp(0, 1) * 255).round().byte(), timer.loop_s
+
+
+def _full_steps(handle: Accelerated | None, way: Way) -> float:
+    """FLOPs of the last run, in steps on the full grid."""
+    if handle is None or handle.plan is None:
+        return float(way.steps)
+    return way.steps / handle.cost().flops_speedup
+
+
+def _append(row: Measured | None, part: Measured) -> Measured:
+    if row is None:
+        return part
+    return Measured(
+        torch.cat([row.images, part.images]),
+        row.loop_s + part.loop_s,
+        row.full_steps + part.full_steps,
+        part.n_steps,
+    )
+
+
+def _save(row: Measured, path: Path) -> None:
+    torch.save(asdict(row), path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").rename(path)  # whole or not at all
+
+
+def _load(path: Path) -> Measured | None:
+    return Measured(**torch.load(path, weights_only=True)) if path.exists() else None

@@ -1,0 +1,43 @@
+"""The Pareto plot: what a method's pictures are worth at each speedup."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+PANELS = {
+    "judge": "asked attributes that the pictures show",
+    "frechet": "Fréchet distance to rendered scenes",
+}
+
+
+def save_pareto(report: Mapping[str, Any], path: Path) -> None:
+    """Draw judge and Fréchet distance against speedup, a line per method.
+
+    Args:
+        report: Of `run_study`, a group per method.
+        path: PNG file to write.
+    """
+    from matplotlib.figure import Figure  # not pyplot: no window system, no global state
+
+    figure = Figure(figsize=(11, 4.5), dpi=120, layout="constrained")
+    for axis, (name, label) in zip(figure.subplots(1, 2), PANELS.items(), strict=True):
+        rows = report["rows"]
+        full = rows[report["baseline"]][name]
+        axis.axhline(full, color="0.6", linestyle=":", label=f"{report['baseline']} (1x)")
+        for method, group in report["groups"].items():
+            points = sorted((rows[row] for row in group["rows"]), key=lambda row: row["speedup"])
+            middle = [point[name] for point in points]
+            ends = [point[f"{name}_interval"] for point in points]
+            below = [max(0.0, m - low) for m, (low, _) in zip(middle, ends, strict=True)]
+            above = [max(0.0, high - m) for m, (_, high) in zip(middle, ends, strict=True)]
+            speedups = [point["speedup"] for point in points]
+            axis.errorbar(speedups, middle, [below, above], marker="o", capsize=3, label=method)
+        axis.set(xlabel="speedup of the denoising loop, wall clock", ylabel=label)
+        axis.grid(alpha=0.3)
+    figure.axes[0].legend()
+    figure.suptitle(
+        f"{report['n_prompts']} held-out captions, 95% bootstrap intervals", fontsize=10
+    )
+    figure.savefig(path)

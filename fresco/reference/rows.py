@@ -1,0 +1,180 @@
+"""The rows of `fresco ablate` and `fresco pareto`: what is varied, one thing at a time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fresco.recipe import known_recipes, load_recipe
+from fresco.reference.bench import Way
+
+Stage = Mapping[str, Any]
+
+STEPS = 50
+BASELINE = Way(f"{STEPS} steps", None, STEPS)
+BUDGET = 0.4  # share of the grid's cells that are fine in a mixed stage
+SPEEDUPS = (2, 3, 5, 7, 10)
+# steps of the coarse, the mixed and the fine stage, by about how many times fewer FLOPs
+STAGE_STEPS = {2: (8, 12, 18), 3: (8, 8, 11), 5: (6, 6, 6), 7: (5, 5, 4), 10: (4, 5, 2)}
+ABLATED_STEPS = (4, 4, 1)
+LIFTS = ("clean", "trajectory", "fresh")  # besides `latent`, that of the base
+SCORES = {
+    "temporal_variance": ("high", "low"),
+    "channel_variance": ("low",),  # high is the base
+    "decided_detail": ("high", "low"),
+    "edges": ("high", "low"),
+    "velocity_variance": ("high", "low"),
+    "evenly_spaced": ("high",),  # no order to turn round
+    "random": ("high",),
+}
+BUDGETS = (0.2, 0.6)  # besides that of the base
+THRESHOLDS = (1.25, 0.75, 0.5)  # which 20, 40 and 60% of the cells of rendered scenes reach
+MULTIPLE = 16  # tokens, with a threshold
+POSITIONS = ("coarse",)  # fine is that of the base
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that answer one question.
+
+    Args:
+        name: What `--only` calls it; in a Pareto plot, the method.
+        question: What the rows differ in.
+        ways: Rows; the first is what the others are compared with.
+    """
+
+    name: str
+    question: str
+    ways: tuple[Way, ...]
+
+
+def recipe_of(stages: Sequence[Stage]) -> dict[str, Any]:
+    """A complete recipe of the reference model with these stages."""
+    return {
+        "schema": 1,
+        "model": "FluxTransformer2DModel",
+        "baseline": {"steps": STEPS, "height": 256, "width": 256},
+        "stages": [dict(stage) for stage in stages],
+    }
+
+
+def base_stages(steps: tuple[int, int, int] = ABLATED_STEPS) -> tuple[Stage, Stage, Stage]:
+    """Stages of the stack that is varied: coarse, mixed, fine.
+
+    Args:
+        steps: Of each stage.
+
+    Returns:
+        Three stages of a recipe.
+
+    Example:
+        >>> [stage["cell"] for stage in base_stages()]
+        [2, 'mixed', 1]
+    """
+    coarse, mixed, fine = steps
+    return (
+        {"cell": 2, "steps": coarse, "until_sigma": 0.5},
+        {
+            "cell": "mixed",
+            "steps": mixed,
+            "until_sigma": 0.3,
+            "lift": {"form": "latent", "to_sigma": 0.8},
+            "promote": _promote(steps=mixed),
+        },
+        {"cell": 1, "steps": fine},
+    )
+
+
+def ablation_groups() -> dict[str, Group]:
+    """All groups of the ablation by name; a row may be in several.
+
+    Example:
+        >>> list(ablation_groups())
+        ['steps', 'field', 'lift', 'score', 'promotion', 'positions', 'restrict', 'levels']
+    """
+    base = Way("base", recipe_of(base_stages()))
+    lifts = {form: _varied(f"lift {form}", lift={"form": form, "to_sigma": 0.8}) for form in LIFTS}
+    positions = [_varied(f"positions {name}", positions=name) for name in POSITIONS]
+    groups = (
+        Group("steps", "fewer full steps", (BASELINE, *(plain(n) for n in (10, 7, 5)))),
+        Group("field", "noise of a lift: the field or fresh", (base, lifts["fresh"])),
+        Group("lift", "form of the lift", (base, *lifts.values())),
+        Group("score", "which cells are fine, equally many", (base, *_score_ways())),
+        Group("promotion", "how many cells are fine: a budget or a threshold",
+              (base, *_promotion_ways())),
+        Group("positions", "positions of the mixed stage's cells", (base, *positions)),
+        Group("restrict", "average or one of the cell", (base, _injected())),
+        Group("levels", "one or two coarse levels, about equal FLOPs", (base, _two_levels())),
+    )  # fmt: skip
+    return {group.name: group for group in groups}
+
+
+def pareto_groups() -> dict[str, Group]:
+    """One group per method, a row per speedup: fresco, fewer steps, and rivals.
+
+    A rival is a shipped recipe named `reference_<rival>_<speedup>x`.
+
+    Example:
+        >>> [way.name for way in pareto_groups()["fewer steps"].ways]
+        ['25 steps', '17 steps', '10 steps', '7 steps', '5 steps']
+    """
+    fresco = tuple(Way(f"fresco {x}x", recipe_of(base_stages(STAGE_STEPS[x]))) for x in SPEEDUPS)
+    fewer = tuple(plain(int(STEPS / x + 0.5)) for x in SPEEDUPS)
+    rivals: dict[str, list[Way]] = {}
+    for name in known_recipes():
+        found = re.fullmatch(r"reference_(.+)_(\d+)x", name)
+        if found and int(found[2]) in SPEEDUPS:
+            content = load_recipe(name).model_dump(mode="json", by_alias=True, exclude_unset=True)
+            rivals.setdefault(found[1], []).append(Way(f"{found[1]} {found[2]}x", content))
+    groups = {"fresco": fresco, "fewer steps": fewer}
+    groups |= {name: tuple(ways) for name, ways in rivals.items()}
+    return {name: Group(name, "speedup", ways) for name, ways in groups.items()}
+
+
+def plain(steps: int) -> Way:
+    """The plain pipeline in so many steps."""
+    return Way(f"{steps} steps", None, steps)
+
+
+def _promote(
+    score: str = "channel_variance", first: str = "high", budget: float = BUDGET, steps: int = 4
+) -> dict[str, Any]:
+    return {"score": score, "first": first, "budget": [budget] * steps}
+
+
+def _varied(name: str, **changes: Any) -> Way:
+    """The base with other entries of its mixed stage."""
+    coarse, mixed, fine = base_stages()
+    return Way(name, recipe_of((coarse, {**mixed, **changes}, fine)))
+
+
+def _score_ways() -> list[Way]:
+    return [
+        _varied(f"score {score} {first}", promote=_promote(score, first))
+        for score, orders in SCORES.items()
+        for first in orders
+    ]
+
+
+def _promotion_ways() -> list[Way]:
+    rule = {"score": "channel_variance", "first": "high", "multiple": MULTIPLE}
+    return [
+        *(_varied(f"budget {share:g}", promote=_promote(budget=share)) for share in BUDGETS),
+        *(_varied(f"threshold {tau:g}", promote={**rule, "tau": tau}) for tau in THRESHOLDS),
+    ]
+
+
+def _injected() -> Way:
+    coarse, mixed, fine = base_stages()
+    stages = ({**coarse, "restrict": "injection"}, {**mixed, "restrict": "injection"}, fine)
+    return Way("restrict injection", recipe_of(stages))
+
+
+def _two_levels() -> Way:
+    """A step of 256 tokens costs as much as three of 64."""
+    _, mixed, fine = base_stages()
+    coarsest = {"cell": 4, "steps": 3, "until_sigma": 0.8}
+    coarse = {"cell": 2, "steps": 3, "until_sigma": 0.5, "lift": {"form": "latent"}}
+    return Way("levels 4, 2", recipe_of((coarsest, coarse, mixed, fine)))

@@ -1,0 +1,37 @@
+"""Seconds of a pipeline's denoising loop, without text encoders and decoder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from torch import Tensor
+
+
+class LoopTimer:
+    """Seconds of a pipeline's denoising loop, by a hook and the pipeline's own callback.
+
+    Args:
+        on_step: Called with the number of every solver step that has ended.
+    """
+
+    def __init__(self, on_step: Callable[[int], None]) -> None:
+        self.on_step = on_step
+        self.start_s = self.end_s = 0.0
+
+    @property
+    def loop_s(self) -> float:
+        """From the first transformer call to the end of the last solver step."""
+        return self.end_s - self.start_s
+
+    def before_forward(self, *_: object) -> None:
+        """Forward pre-hook of the transformer; the first call starts the loop."""
+        self.start_s = self.start_s or time.perf_counter()
+
+    def on_step_end(
+        self, _pipe: object, step: int, _timestep: object, tensors: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """`callback_on_step_end`; the last one ends the loop."""
+        self.end_s = time.perf_counter()
+        self.on_step(step)
+        return tensors
