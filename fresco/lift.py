@@ -13,7 +13,7 @@ from fresco.layout import TokenLayout
 from fresco.noise import NoiseField
 from fresco.transfer import average_clean
 
-LiftForm = Literal["trajectory", "clean", "latent", "fresh"]
+LiftForm = Literal["trajectory", "clean", "latent", "fresh", "spectral"]
 UpMode = Literal["nearest", "bilinear", "bicubic"]
 
 
@@ -64,7 +64,8 @@ def lift_latents(
     Args:
         latents: Latents `x` of the last call at `lift.sigma`, float32 [b, c, h, w].
         velocity: Guided prediction `v` of that call on the full grid, float32 [b, c, h, w].
-        field: Noise that the next stage's latents hold (for `fresh`, the redrawn one).
+        field: Noise that the next stage's latents hold (for `fresh`, the redrawn one; for
+            `spectral`, also of the latents and the velocity that are given).
         lift: The transition.
         layout: Of that call.
 
@@ -82,12 +83,13 @@ def lift_latents(
     Source:
         `latent`: Fresco, arXiv 2601.07462, eq. 4, with `beta = (1-sigma')/(1-sigma)` and
         `alpha = sigma' - beta sigma`, so that exact latents stay exact. Deviates: the paper's
-        digests give no values.
+        digests give no values. `spectral`: SPEED, arXiv 2605.18736, eqs. 5 and 6, which is
+        `latent` with redrawn details, at the expanded sigma.
     """
     x, v, to = latents, velocity, lift.to_sigma
     if lift.form == "trajectory":
         return x + (to - lift.sigma) * v
-    if lift.form == "latent":
+    if lift.form in {"latent", "spectral"}:
         end = x + (lift.end_sigma - lift.sigma) * v
         beta = (1 - to) / (1 - lift.end_sigma)
         return beta * end + (to - beta * lift.end_sigma) * field.eps

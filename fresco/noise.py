@@ -74,6 +74,19 @@ class NoiseField:
         """
         return NoiseField(self.draw(tuple(self.eps.shape[1:]), f"redrawn {draw}"), self.patch_px)
 
+    def redrawn_details(self, draw: int, side: int) -> NoiseField:
+        """Return a field of the same coarse view at a cell side, its details redrawn.
+
+        Args:
+            draw: Which of the run's redraws, >= 0.
+            side: Cell side in fine tokens; cells at the border keep theirs if they are whole.
+        """
+        fresh = self.redrawn(draw)
+        lost = F.avg_pool2d(self._continued - fresh._continued, side)
+        spread = lost.repeat_interleave(side, -2).repeat_interleave(side, -1)
+        h, w = self.eps.shape[-2:]
+        return NoiseField(fresh.eps + spread[..., :h, :w], self.patch_px)
+
     def draw(self, shape: tuple[int, ...], purpose: str) -> Tensor:
         """Draw Gaussians that belong to each image, the same again for the same purpose.
 

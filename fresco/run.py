@@ -40,7 +40,7 @@ class Run:
     Args:
         thread: Whose call it is.
         fine: Layout of the full grid.
-        noise: The field; a `fresh` lift exchanges it.
+        noise: The field; `fresh` and `spectral` lifts exchange it.
         plan: Set once the scheduler has its timesteps.
         n_done: Steps taken.
         n_passes: Transformer calls of the step at hand.
@@ -101,10 +101,12 @@ class Run:
                 by_layout.append((layout, [image]))
         return [Group(tuple(i), layout, self._field(tuple(i))) for layout, i in by_layout]
 
-    def redraw(self) -> None:
-        """Exchange the field for an unrelated one."""
-        self.noise = self.noise.redrawn(self.n_done)
+    def exchange(self, noise: NoiseField) -> Tensor:
+        """Go on with another field; returns by how much it differs, [b, c, h, w]."""
+        change = noise.eps - self.noise.eps
+        self.noise = noise
         self._fields.clear()
+        return change
 
     def end_step(self, step: Step, now_s: float) -> None:
         """Record the step at hand, go on to the next and promote its cells."""

@@ -76,7 +76,7 @@ def lift_carrier(run: Run, step: Step, latents: Tensor, velocity: Tensor) -> Ten
     """Lift the carrier after a step, each image by its own layout.
 
     Args:
-        run: The run at hand; a `fresh` lift exchanges its field.
+        run: The run at hand; `fresh` and `spectral` lifts exchange its field.
         step: Its step at hand, with a lift.
         latents: Of the step's call, float32 [b, c, h, w].
         velocity: Guided prediction on the full grid, float32 [b, c, h, w].
@@ -86,7 +86,10 @@ def lift_carrier(run: Run, step: Step, latents: Tensor, velocity: Tensor) -> Ten
     """
     assert step.lift
     if step.lift.form == "fresh":
-        run.redraw()
+        run.exchange(run.noise.redrawn(run.n_done))
+    elif step.lift.form == "spectral":
+        change = run.exchange(run.noise.redrawn_details(run.n_done, step.side))
+        latents, velocity = latents + step.sigma * change, velocity + change
     lifted = torch.empty_like(latents)
     for group in run.groups(step):
         i = list(group.images)

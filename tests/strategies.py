@@ -75,7 +75,7 @@ def recipes(draw, mixed=True):
             stage["promote"] = draw(promotes(stage["steps"]))
         if i and draw(st.booleans()):
             start = min(start + draw(st.floats(0.05, 0.3)), 0.95)
-            form = draw(st.sampled_from(("trajectory", "clean", "latent", "fresh")))
+            form = draw(st.sampled_from(("trajectory", "clean", "latent", "fresh", "spectral")))
             stage["lift"] = {"form": form, "to_sigma": start}
         if draw(st.booleans()):
             stage["shift"] = draw(st.floats(0.3, 8))

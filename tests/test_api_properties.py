@@ -107,7 +107,7 @@ def test_transformer_is_called_as_planned(raw, n_steps):
     assert [s.sigma for s in accelerated.report.steps] == list(accelerated.plan.sigmas[:-1])
 
 
-@pytest.mark.parametrize("form", ["trajectory", "clean", "latent", "fresh"])
+@pytest.mark.parametrize("form", ["trajectory", "clean", "latent", "fresh", "spectral"])
 @pytest.mark.parametrize("size", [(64, 64), (72, 40)], ids=str)
 def test_an_image_does_not_depend_on_its_batch(tiny_flux_pipe, form, size):
     raw = copy.deepcopy(FRESCO_5)
@@ -171,7 +171,7 @@ def test_a_whole_run_is_the_algorithm_written_out(tiny_flux_pipe):
 
 def test_every_lift_ends_elsewhere(tiny_flux_pipe):
     ends = []
-    for form in ("trajectory", "clean", "latent", "fresh"):
+    for form in ("trajectory", "clean", "latent", "fresh", "spectral"):
         raw = copy.deepcopy(FRESCO_5)
         raw["stages"][2]["lift"]["form"] = form
         with fresco.accelerate(tiny_flux_pipe, load_recipe(raw)):

@@ -16,6 +16,7 @@ from fresco.reference.captions import Caption, parse
 from fresco.reference.dataset import make_example
 from fresco.reference.plot import save_pareto
 from fresco.reference.transformer import build_transformer
+from fresco.schedule import PlanRequest, make_plan
 from tests.conftest import FRESCO_5
 
 PROMPTS = ["a red circle", "a blue square", "a small circle", "a large square", "a circle"]
@@ -252,18 +253,21 @@ def test_one_and_two_coarse_levels_cost_the_same(transformer):
     )
 
 
-def test_rivals_are_the_shipped_recipes_of_their_name(tmp_path, monkeypatch):
-    text = json.dumps(rows.recipe_of([{"cell": 1, "steps": 10}]))
-    names = ("reference_spatial_3x", "reference_3x", "reference_rival_4x", "other_rival_3x")
-    for name in names:
-        (tmp_path / f"{name}.yaml").write_text(text)
-    known = {name: tmp_path / f"{name}.yaml" for name in names}
-    monkeypatch.setattr(rows, "known_recipes", lambda: known)
-    monkeypatch.setattr("fresco.recipe.known_recipes", lambda: known)
+def test_rivals_are_the_shipped_recipes_that_name_a_paper():
     groups = rows.pareto_groups()
-    assert list(groups) == ["fresco", "fewer steps", "spatial"]
-    (way,) = groups["spatial"].ways
-    assert way == Way("spatial 3x", json.loads(text))
+    rivals = {"bottleneck", "jit", "mrflow", "ralu", "spectral"}
+    assert set(groups) == {"fresco", "fewer steps", *rivals}
+    assert [way.name for way in groups["ralu"].ways] == [f"ralu {x}x" for x in rows.SPEEDUPS]
+    assert [way.steps for way in groups["ralu"].ways] == [150, 100, 60, 43, 30]  # 50 at 6x
+
+
+@pytest.mark.parametrize("rival", ["bottleneck", "jit", "mrflow", "ralu", "spectral"])
+def test_rivals_cost_about_what_their_rows_are_named_for(transformer, rival):
+    for speedup, way in zip(rows.SPEEDUPS, rows.pareto_groups()[rival].ways, strict=True):
+        request = PlanRequest(way.steps, 32, 32, lambda _n_tokens: 2.5)
+        plan = make_plan(load_recipe(way.recipe), request)
+        cost = sum(pass_flops(transformer, step.n_tokens, 40) for step in plan.steps)
+        assert 50 * pass_flops(transformer, 1024, 40) / cost == pytest.approx(speedup, rel=0.25)
 
 
 @pytest.fixture(autouse=True)

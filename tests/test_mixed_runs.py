@@ -44,6 +44,7 @@ RUNS = {
     "injection": varied(restrict="injection"),
     "coarse units": varied(positions="coarse"),
     "fresh": varied(lift={"form": "fresh", "to_sigma": 0.8}),
+    "spectral": varied(lift={"form": "spectral", "to_sigma": 0.8}),
 }
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fresco.noise import NoiseField
-from tests.strategies import SEEDS, normal
+from tests.strategies import SEEDS, field_for, layouts, normal
 
 
 @given(SEEDS, st.sampled_from((2, 4)), st.integers(61, 64), st.integers(1, 2))
@@ -55,3 +56,20 @@ def test_a_redrawn_field_is_the_same_again_and_unrelated():
     assert field.redrawn(1).eps.equal(first.eps)
     for a, b in ((field.eps, first.eps), (first.eps, second.eps), (first.eps[:1], first.eps[1:])):
         assert abs((a * b).mean().item()) < 6 / b.numel() ** 0.5
+
+
+@given(layouts(divisible=True, mixed=False), SEEDS)
+def test_redrawn_details_keep_the_coarse_view_alone(layout, seed):
+    side = layout.sides_used[0]
+    field = field_for(layout, seed)
+    redrawn = field.redrawn_details(3, side)
+    torch.testing.assert_close(redrawn.coarse(side), field.coarse(side), rtol=0, atol=1e-12)
+    assert redrawn.eps.equal(field.redrawn_details(3, side).eps)
+    if side > 1:
+        assert not torch.isclose(redrawn.eps, field.eps).any()
+        assert not redrawn.eps.equal(field.redrawn_details(4, side).eps)
+
+
+def test_redrawn_details_have_unit_variance():
+    field = NoiseField(normal(0, 1, 16, 64, 64), 2)
+    assert field.redrawn_details(0, 2).eps.var().item() == pytest.approx(1.0, abs=0.02)

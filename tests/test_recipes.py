@@ -173,7 +173,7 @@ def test_all_problems_are_reported_at_once():
     )
     assert "Field required @ $.stages[0].steps" in found
     assert any("Did you mean 'steps'? @ $.stages[0].stpes" in problem for problem in found)
-    assert any("'trajectory', 'clean', 'latent' or 'fresh'" in problem for problem in found)
+    assert any("'latent', 'fresh' or 'spectral'" in problem for problem in found)
     assert "unknown technique 'cahce'; known: none @ $.stack[0].kind" in found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -114,7 +113,8 @@ def ablation_groups() -> dict[str, Group]:
 def pareto_groups() -> dict[str, Group]:
     """One group per method, a row per speedup: fresco, fewer steps, and rivals.
 
-    A rival is a shipped recipe named `reference_<rival>_<speedup>x`.
+    A rival is a shipped recipe that names its paper; more or fewer requested steps make it
+    slower or faster, since its stages scale with them.
 
     Example:
         >>> [way.name for way in pareto_groups()["fewer steps"].ways]
@@ -124,10 +124,11 @@ def pareto_groups() -> dict[str, Group]:
     fewer = tuple(plain(int(STEPS / x + 0.5)) for x in SPEEDUPS)
     rivals: dict[str, list[Way]] = {}
     for name in known_recipes():
-        found = re.fullmatch(r"reference_(.+)_(\d+)x", name)
-        if found and int(found[2]) in SPEEDUPS:
-            content = load_recipe(name).model_dump(mode="json", by_alias=True, exclude_unset=True)
-            rivals.setdefault(found[1], []).append(Way(f"{found[1]} {found[2]}x", content))
+        recipe = load_recipe(name)
+        if recipe.rival and recipe.expects.speedup:
+            content = recipe.model_dump(mode="json", by_alias=True, exclude_unset=True)
+            rival, steps = name.removeprefix("rival_"), STEPS * recipe.expects.speedup
+            rivals[rival] = [Way(f"{rival} {x}x", content, int(steps / x + 0.5)) for x in SPEEDUPS]
     groups = {"fresco": fresco, "fewer steps": fewer}
     groups |= {name: tuple(ways) for name, ways in rivals.items()}
     return {name: Group(name, "speedup", ways) for name, ways in groups.items()}
