@@ -12,7 +12,7 @@ from fresco.errors import LayoutError
 
 SIDES = (4, 2, 1)  # cell sides in fine tokens, coarsest first; they nest
 
-PositionUnits = Literal["native", "fine", "coarse", "anchor"]
+PositionUnits = Literal["native", "fine", "coarse", "anchor", "phase"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +126,7 @@ class TokenLayout:
         Args:
             units: `native`: contiguous integers of each token's own size, for whole grids;
                 `fine`: centres, in fine tokens; `coarse`: top-left corners, in cells of the
-                coarsest side; `anchor`: top-left fine token.
+                coarsest side; `anchor` and `phase`: top-left fine token.
 
         Returns:
             Float32 [n, 2].
@@ -144,6 +144,24 @@ class TokenLayout:
         if units == "coarse":
             return starts / self.sides_used[0]
         return starts + (sides - 1) / 2 if units == "fine" else starts
+
+    def seen_at(self, side: int) -> tuple[Tensor, Tensor]:
+        """Tokens that a query of one side sees at its own stride: one per cell of that side.
+
+        Returns:
+            Token indices, int64 [m], and positions in cells of that side, float32 [m, 2].
+
+        Example:
+            >>> layout = TokenLayout(torch.tensor([[1, 1, 2, 2], [1, 1, 2, 2]]))
+            >>> layout.seen_at(2)
+            (tensor([0, 2]), tensor([[0., 0.],
+                    [0., 1.]]))
+
+        Source:
+            Phase-aligned attention: PMA, arXiv 2511.19778.
+        """
+        seen = (self.token_starts % side == 0).all(dim=1).nonzero().flatten()
+        return seen, self.token_starts[seen].float() / side
 
     def cells(self, side: int) -> tuple[int, int]:
         """Rows and columns of cells when the whole grid is cut at `side`, borders rounded up."""

@@ -62,6 +62,8 @@ class Middleware:
             undo.callback(pre.remove)
             post = self.transformer.register_forward_hook(self._after_forward, with_kwargs=True)
             undo.callback(post.remove)
+            if any(stage.units == "phase" for stage in self.recipe.stages):
+                undo.callback(self.adapter.attach_strides(self.transformer))
             self._undo = undo.pop_all()
 
     def restore(self) -> None:
@@ -95,6 +97,7 @@ class Middleware:
                 "Wait for it, or use a pipeline per thread.",
             )
         self._live = None  # a run that died is taken over
+        self.adapter.aim({}, None)
         self._check_components()
         arguments = inspect.signature(original).bind(*args, **kwargs).arguments
         height, width = arguments.get("height"), arguments.get("width")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -68,6 +68,22 @@ class AbstractModelAdapter(ABC):
     @abstractmethod
     def replace(self, output: Any, carrier: Tensor, layout: TokenLayout) -> Any:
         """Return the output with the full grid's prediction in place of the tokens'."""
+
+    def attach_strides(self, transformer: Any) -> Callable[[], None]:
+        """Let coarse queries see keys at their own stride, where `aim` says so; returns the undo.
+
+        Raises:
+            AdapterError: If the family's attention cannot be reached.
+        """
+        raise AdapterError(
+            "accelerate(pipe, recipe)",
+            "a model family with phase-aligned attention for positions: phase",
+            type(transformer).__name__,
+            "Use positions: fine.",
+        )
+
+    def aim(self, call: Mapping[str, Any], layout: TokenLayout | None) -> None:  # noqa: B027
+        """Say whose strides the next call's attention follows; None: those of the call."""
 
     def with_sample(self, output: Any, sample: Tensor) -> Any:
         """Return the output with another prediction in it; both of diffusers' forms."""

@@ -82,7 +82,7 @@ class StageConfig(Config):
     promote: PromoteConfig | None = Field(None, description="of a mixed stage")
     shift: float | None = Field(None, gt=0, description="default: the scheduler's for the tokens")
     sigmas: tuple[Sigma, ...] | None = Field(None, min_length=1, description="of the stage's calls")
-    positions: Literal["native", "fine", "coarse"] | None = Field(
+    positions: Literal["native", "fine", "coarse", "phase"] | None = Field(
         None, description="default: native on whole grids, fine in mixed layouts"
     )
     restrict: Literal["average", "injection"] = "average"
@@ -184,13 +184,15 @@ def _mixed_problems(stage: StageConfig, before: StageConfig | None, path: str) -
     if stage.restrict == "injection" and stage.positions:
         yield f"anchors keep their own positions; leave positions out @ {path}.positions"
     if stage.cell != "mixed":
+        if stage.positions == "phase":
+            yield f"a whole grid has one stride; phase is for cell: mixed @ {path}.positions"
         if stage.promote:
             yield f"only a stage with cell: mixed promotes @ {path}.promote"
         return
     if before is None or before.cell == 1:
         yield f"a mixed stage needs a coarser stage before it @ {path}.cell"
     if stage.positions == "native":
-        yield f"a mixed layout has no native grid; use fine or coarse @ {path}.positions"
+        yield f"a mixed layout has no native grid; use fine, coarse or phase @ {path}.positions"
     if stage.promote is None:
         yield f"a mixed stage needs promote @ {path}.promote"
         return

@@ -41,7 +41,9 @@ def enter_tokens(
         tokens = inject(carrier, group.layout)
     else:
         tokens = restrict(carrier, group.field, step.sigma, group.layout)
-    return adapter.embed(part, tokens, group.layout, group.layout.positions(step.units))
+    entered = adapter.embed(part, tokens, group.layout, group.layout.positions(step.units))
+    adapter.aim(entered, group.layout if step.units == "phase" else None)
+    return entered
 
 
 def leave_tokens(
@@ -58,6 +60,7 @@ def leave_tokens(
     Returns:
         One output of the transformer's own form.
     """
+    adapter.aim({}, None)
     groups = run.groups(step)
     spread = interpolate if step.is_injected else prolong
     parts = []

@@ -11,7 +11,7 @@ import torch
 import fresco
 from fresco.score import SCORES
 from fresco.transfer import restrict
-from tests.conftest import FRESCO_5, draw_latents
+from tests.conftest import FRESCO_5, draw_latents, traces
 
 MIXED = {
     "schema": 1,
@@ -43,6 +43,7 @@ RUNS = {
     "split": varied(promote={"score": "edges", "budget": 0.2, "split": 0.6}),
     "injection": varied(restrict="injection"),
     "coarse units": varied(positions="coarse"),
+    "phase": varied(positions="phase"),
     "fresh": varied(lift={"form": "fresh", "to_sigma": 0.8}),
     "spectral": varied(lift={"form": "spectral", "to_sigma": 0.8}),
 }
@@ -153,6 +154,36 @@ def test_the_transformer_sees_the_tokens_of_the_layout(tiny_flux_pipe):
             assert seen["hidden_states"][0, n].equal(tokens[0, n].flatten())
             checked += 1
     assert checked > 60
+
+
+def test_coarse_queries_see_a_whole_coarse_grid_as_if_alone(tiny_flux_pipe):
+    """Nothing promoted, at the strides of side 2: what the native coarse grid gives."""
+    native = copy.deepcopy(FRESCO_5)
+    native["stages"][1] |= {"lift": {"form": "latent", "to_sigma": 0.8}}
+    phase = copy.deepcopy(native)
+    nothing = {"score": "edges", "budget": 0.0}
+    phase["stages"][1] |= {"cell": "mixed", "positions": "phase", "promote": nothing}
+    ends = []
+    for raw in (native, phase):
+        with fresco.accelerate(tiny_flux_pipe, raw) as accelerated:
+            ends.append(draw_latents(tiny_flux_pipe))
+            tokens = [step.tokens for step in accelerated.report.steps]
+    assert tokens == [4, 4, 16, 16, 64, 64]
+    # fine queries there are none, the text sees the coarse tokens in fine units
+    assert (ends[0] - ends[1]).abs().mean() < 0.2 * ends[0].abs().mean()
+    before = [dict(m._forward_hooks) for m in tiny_flux_pipe.transformer.modules()]
+    assert not any(before)
+
+
+def test_positions_that_an_adapter_cannot_align_are_refused(tiny_flux_pipe, monkeypatch):
+    from fresco.ports import AbstractModelAdapter, find_adapter
+
+    adapter = type(find_adapter(tiny_flux_pipe.transformer))
+    monkeypatch.setattr(adapter, "attach_strides", AbstractModelAdapter.attach_strides)
+    before = traces(tiny_flux_pipe)
+    with pytest.raises(fresco.errors.AdapterError, match="phase-aligned attention"):
+        fresco.accelerate(tiny_flux_pipe, RUNS["phase"])
+    assert traces(tiny_flux_pipe) == before
 
 
 def test_a_part_that_fails_leaves_the_next_run_right(tiny_flux_pipe):

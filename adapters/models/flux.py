@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +13,8 @@ from fresco.errors import AdapterError
 from fresco.layout import TokenLayout
 from fresco.ports import AbstractModelAdapter, register_adapter
 from fresco.transfer import cut_patches, join_patches
+
+from .flux_attention import Strides
 
 BATCHED = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "guidance")
 
@@ -28,6 +30,7 @@ class FluxAdapter(AbstractModelAdapter):
     model: ClassVar[str] = "FluxTransformer2DModel"
     patch_px: ClassVar[int] = 2
     noise_coefficient: ClassVar[float] = 1.0
+    _strides: Strides | None = None
 
     def check(self, pipe: Any) -> None:
         config = pipe.transformer.config
@@ -104,6 +107,14 @@ class FluxAdapter(AbstractModelAdapter):
         packed = self.pack(carrier).to(predicted.dtype)
         sample = torch.cat((packed, predicted[:, layout.n_tokens :]), dim=1)
         return self.with_sample(output, sample)
+
+    def attach_strides(self, transformer: Any) -> Callable[[], None]:
+        strides = self._strides = Strides(transformer)
+        return strides.remove
+
+    def aim(self, call: Mapping[str, Any], layout: TokenLayout | None) -> None:
+        if self._strides:
+            self._strides.aim(call, layout)
 
     def text_tokens(self, call: Mapping[str, Any]) -> int:
         return int(call["encoder_hidden_states"].shape[1])

@@ -31,7 +31,7 @@ SCORES = {
 BUDGETS = (0.2, 0.6)  # besides that of the base
 THRESHOLDS = (1.25, 0.75, 0.5)  # which 20, 40 and 60% of the cells of rendered scenes reach
 MULTIPLE = 16  # tokens, with a threshold
-POSITIONS = ("coarse",)  # fine is that of the base
+POSITIONS = ("coarse", "phase")  # fine is that of the base
 
 
 @dataclass(frozen=True)
