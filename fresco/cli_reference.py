@@ -108,6 +108,34 @@ def evaluate(
 
 
 @reference.command()
+def overhead(
+    recipe: Annotated[str, typer.Option(help="Name of a recipe, or path of a YAML file.")] = (
+        "reference_10x"
+    ),
+    runs: Annotated[int, typer.Option(min=1, help="Measured runs.")] = 3,
+) -> None:
+    """Measure what a step takes beyond the bare transformer."""
+    with clear_errors():
+        with console.status("Loading"):
+            from fresco.demo import PROMPTS
+            from fresco.recipe import load_staged_recipe
+            from fresco.reference import load
+            from fresco.reference.overhead import LIMIT, measure_overhead
+
+            checked = load_staged_recipe(recipe)
+            pipe = load()
+        with console.status("Sampling"):
+            rows = measure_overhead(pipe, checked, PROMPTS[0], runs)
+    title = f"{recipe}: milliseconds per step, medians of {runs} runs"
+    table = Table("stage", "tokens", "transformer", "beyond", "of a full step", "", title=title)
+    for row in rows:
+        verdict = "[green]yes[/]" if row.share <= LIMIT else "[red]no[/]"
+        ms = (f"{1000 * seconds:.2f}" for seconds in (row.bare_s, row.beyond_s))
+        table.add_row(str(row.stage), str(row.n_tokens), *ms, f"{row.share:.2%}", verdict)
+    console.print(table)
+
+
+@reference.command()
 def judge(
     pictures: Annotated[int, typer.Option(min=1, help="Held-out rendered pictures.")] = 512,
     train: Annotated[

@@ -122,6 +122,30 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
     return _validate(str(source) if path.name == source else path.name, content)
 
 
+def load_staged_recipe(source: str | Path) -> Recipe:
+    """Read a recipe that has stages, for what is measured stage by stage.
+
+    Args:
+        source: Name of a shipped recipe, or path of a YAML file.
+
+    Returns:
+        The recipe, frozen.
+
+    Raises:
+        RecipeError: With every problem and its path; a recipe without stages is one.
+
+    Example:
+        >>> len(load_staged_recipe("reference_5x").stages)
+        2
+    """
+    recipe = load_recipe(source)
+    if not recipe.stages:
+        raise RecipeError(
+            str(source), ["a recipe without stages has nothing to measure @ $.stages"]
+        )
+    return recipe
+
+
 def _validate(where: str, content: object) -> Recipe:
     """Parse, and report every problem of parsing."""
     try:
