@@ -7,9 +7,11 @@ import json
 import pytest
 import torch
 
-from fresco.reference import dataset, load, train
+from fresco.reference import dataset, load, parallel, readout, train
 from fresco.reference.autoencoder import encode, train_autoencoder
+from fresco.reference.muon import Muon, orthogonalize
 from fresco.reference.run import train_reference
+from fresco.reference.scenes import Scene, SceneObject
 from fresco.reference.text import WIDTH
 from fresco.reference.transformer import Batch, flow_loss
 
@@ -119,3 +121,74 @@ def test_the_last_share_of_the_budget_has_a_teacher(tmp_path):
     training.take_step(make_batch(), torch.Generator().manual_seed(0))
     for name, weight in training.teacher.state_dict().items():
         assert weight.equal(before[name].bfloat16()), name
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 48), (2, 64, 24), (1, 8, 8)], ids=str)
+def test_orthogonalized_matrices_have_singular_values_near_one(shape):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalize(matrices))
+    assert values.min() > 0.3
+    assert values.max() < 1.3
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    near = (left @ right).flatten(1), orthogonalize(matrices).flatten(1)
+    assert (torch.cosine_similarity(*near) > 0.97).all()
+
+
+def test_our_muon_is_torch_s_up_to_its_rounding():
+    draw = torch.Generator().manual_seed(0)
+    start, gradients = torch.randn(24, 40, generator=draw), torch.randn(3, 24, 40, generator=draw)
+    ends = []
+    for make in (
+        lambda m: Muon(m, lr=0.1, weight_decay=0.2),
+        lambda m: torch.optim.Muon(m, lr=0.1, weight_decay=0.2, adjust_lr_fn="original"),
+    ):
+        matrix = torch.nn.Parameter(start.clone())
+        optimizer = make([matrix])
+        for gradient in gradients:
+            matrix.grad = gradient.clone()
+            optimizer.step()
+        ends.append(matrix.detach())
+    torch.testing.assert_close(*ends, rtol=0, atol=5e-3)
+    assert (ends[0] - start).abs().max() > 0.05
+
+
+def test_classes_of_a_pinned_scene():
+    ring = SceneObject("ring", "red", "dotted", "large", "bottom")
+    classes = readout.scene_classes(Scene((ring,), "grey", "graded"))
+    assert classes[7].tolist() == [5, 1, 3, 2, 2, 2]
+    assert classes[0].tolist() == [0, 0, 0, 0, 2, 2]
+    assert readout.token_places(8).view(8, 8)[[0, 4, 7], [2, 3, 7]].tolist() == [0, 4, 8]
+
+
+def test_the_readout_tells_the_scene_from_the_middle_of_the_transformer():
+    transformer, batch = train.build_transformer(), make_batch()
+    told = readout.Readout(transformer)
+    flow_loss(transformer, batch, torch.Generator().manual_seed(0))
+    assert told.hidden.shape == (2, 64, transformer.inner_dim)
+    with torch.no_grad():
+        told.tell.weight.zero_()
+        told.tell.bias.zero_()
+    chance = sum(torch.tensor(float(n)).log() for n in readout.N_CLASSES) / len(readout.N_CLASSES)
+    torch.testing.assert_close(told.loss(batch.scenes), chance)
+
+
+def _average_in_a_process(rank, file):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{file}", rank=rank, world_size=2
+    )
+    tensors = [torch.full((2,), float(rank)), torch.full((3,), 10.0 * rank)]
+    parallel.average_(tensors)
+    assert tensors[0].tolist() == [0.5] * 2
+    assert tensors[1].tolist() == [5.0] * 3
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_average_their_gradients(tmp_path):
+    torch.multiprocessing.spawn(_average_in_a_process, (tmp_path / "meet",), nprocs=2)
+
+
+def test_a_lone_process_keeps_its_gradients():
+    tensor = torch.ones(2)
+    parallel.average_([tensor])
+    assert tensor.tolist() == [1, 1]
+    assert (parallel.rank(), parallel.world()) == (0, 1)

@@ -32,7 +32,7 @@ SEED = 1  # series of the training scenes
 VAE_STEPS, TEXT_STEPS, N_SHARDS = 2600, 1300, 8
 BATCH = {64: 60, 128: 26, 256: 6}  # pictures per step, all processes together: equal time
 READOUT_WEIGHT = 0.2  # of the auxiliary loss, falling to zero
-EMA_DECAY = 0.997
+EMA_DECAY, GUIDED_EMA_DECAY = 0.997, 0.97  # the guided share is short
 WARM_UP = 100  # steps
 COARSE_SHARE, CONSTANT_SHARE, GUIDED_SHARE = 0.3, 0.5, 0.85  # of the time budget
 CHECKPOINT_S = 1200.0
@@ -150,7 +150,8 @@ class Training:
             optimizer.step()
         self.readout.zero_grad()
         self._copy_weights()
-        decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
+        longest = EMA_DECAY if self.teacher is None else GUIDED_EMA_DECAY
+        decay = min(longest, (1 + self.step) / (10 + self.step))
         weights = [p.detach() for p in self.master.parameters()]
         torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
         self.step += 1
