@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fresco.reference import dataset, load, parallel, readout, train
+from fresco.reference.assemble import assemble
 from fresco.reference.autoencoder import encode, train_autoencoder
 from fresco.reference.muon import Muon, orthogonalize
 from fresco.reference.run import train_reference
@@ -56,6 +57,8 @@ def test_a_training_from_nothing_ends_with_a_pipeline_and_goes_on_from_it(short_
     started = train.Training(tmp_path / "second", 1.0, CPU)
     for name, weight in started.master.state_dict().items():
         assert weight.equal(pipe.transformer.state_dict()[name]), name
+    again = assemble(tmp_path / "second", started.averaged(), tmp_path / "third")
+    assert json.loads((again / "provenance.json").read_text())["started_from"] == provenance
 
 
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path):

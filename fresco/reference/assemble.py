@@ -13,6 +13,7 @@ from transformers import CLIPTextModel, T5EncoderModel
 from fresco.reference import DEFAULT_SAMPLE_SIZE
 from fresco.reference.provenance import provenance
 from fresco.reference.text import build_tokenizers
+from fresco.reference.train import STARTED_FROM
 from fresco.reference.transformer import build_scheduler
 
 VAE_DTYPE = torch.float16  # its weights are small numbers: half the rounding of bfloat16
@@ -46,7 +47,9 @@ def assemble(
     pipe.save_pretrained(out)
     for weights in out.rglob("*.safetensors"):
         weights.chmod(0o644)  # they are written for their owner alone
-    text = json.dumps(provenance(command, **_last_figures(folder)), indent=2)
+    started = folder / STARTED_FROM
+    before = {"started_from": json.loads(started.read_text())} if started.exists() else {}
+    text = json.dumps(provenance(command, **_last_figures(folder), **before), indent=2)
     (out / "provenance.json").write_text(text + "\n")
     return out
 

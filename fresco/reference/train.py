@@ -36,6 +36,7 @@ EMA_DECAY, GUIDED_EMA_DECAY = 0.997, 0.97  # the guided share is short
 WARM_UP = 100  # steps
 COARSE_SHARE, CONSTANT_SHARE, GUIDED_SHARE = 0.3, 0.5, 0.85  # of the time budget
 CHECKPOINT_S = 1200.0
+STARTED_FROM = "started_from.json"
 
 Log = Callable[[dict[str, float]], None]
 
@@ -45,11 +46,14 @@ def start_from(pipeline: Path, folder: Path) -> None:
 
     Args:
         pipeline: A FluxPipeline directory, such as the one that ships.
-        folder: The run's folder; parts that it has already stay.
+        folder: The run's folder; parts that it has already stay. The pipeline's provenance
+            is kept there, and becomes part of the new one's.
     """
     for part in ("vae", "text_encoder", "text_encoder_2", "transformer"):
         if not (folder / part).exists():
             shutil.copytree(pipeline / part, folder / part)
+    if not (folder / STARTED_FROM).exists():
+        shutil.copy(pipeline / "provenance.json", folder / STARTED_FROM)
 
 
 def prepare(
