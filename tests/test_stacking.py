@@ -11,7 +11,7 @@ import torch
 
 import fresco
 from fresco import errors
-from tests.conftest import FRESCO_5, draw_latents, make_flux_pipe, traces
+from tests.conftest import FRESCO_5, draw_latents, traces
 from tests.test_mixed_runs import MIXED
 
 RESOLUTIONS = {
@@ -19,7 +19,6 @@ RESOLUTIONS = {
     "whole": FRESCO_5,
     "mixed": MIXED,
 }
-N_LAYOUTS = {"plain": 1, "whole": 3, "mixed": 6}  # of 12 steps; five of the mixed run
 FORCED = {  # reuse wherever the method may
     "first_block": {"threshold": 1e6},
     "magcache": {"threshold": 1e6, "retention": 0.0, "max_skips": 100},
@@ -39,7 +38,7 @@ NEVER = {  # on, but with nothing to reuse
 }
 RUNS_HERE = ("int8_weight_only", "int8_dynamic", "float8_weight_only", "quanto_qint8")
 REFUSED_HERE = {
-    "int4_weight_only": "int4_weight_only to run on cpu for transformer_blocks.0.attn.to_q",
+    "int4_weight_only": "torchao left the layer as it was with Int4WeightOnlyConfig",
     "float8_dynamic": "CUDA compute capability",
 }
 
@@ -79,12 +78,6 @@ def intact(tiny_flux_pipe):
     assert traces(pipe) == before
     assert {name: id(module) for name, module in pipe.transformer.named_modules()} == modules
     assert draw_latents(pipe).equal(plain)
-
-
-def draw(pipe, raw, **asked):
-    asked.setdefault("num_inference_steps", 12)
-    with fresco.accelerate(pipe, raw) as accelerated:
-        return draw_latents(pipe, **asked), accelerated
 
 
 def counts(accelerated, kind):
@@ -309,6 +302,7 @@ def test_a_lora_may_bring_its_scheduler_settings(intact):
     assert intact.scheduler is own
 
 
+@pytest.mark.filterwarnings("ignore:TorchaoLoraLinear was instantiated")  # peft's, of merging
 def test_a_lora_loaded_after_accelerate_must_be_unloaded_first(intact):
     accelerated = fresco.accelerate(intact, with_stack("whole", {"kind": "quantize"}))
     intact.load_lora_weights(lora_weights(intact), adapter_name="late")
@@ -336,19 +330,18 @@ def test_compiled_blocks_give_the_same_picture_in_few_graphs(intact, resolution)
 
 def test_blocks_that_stay_eager_are_warned_of(intact):
     entry = {"kind": "compile", "backend": "eager"}
-    with fresco.accelerate(intact, with_stack("plain", entry)):
-        with (
-            torch.compiler.set_stance("force_eager"),
-            pytest.warns(
-                errors.FrescoWarning, match="compile is on, but did nothing: no graph was captured"
-            ),
-        ):
-            draw_latents(intact)
+    message = "compile is on, but did nothing: no graph was captured"
+    with (
+        fresco.accelerate(intact, with_stack("plain", entry)),
+        torch.compiler.set_stance("force_eager"),
+        pytest.warns(errors.FrescoWarning, match=message),
+    ):
+        draw_latents(intact)
 
 
 def test_an_unknown_backend_is_refused(intact):
     entry = {"kind": "compile", "backend": "eagre"}
-    with pytest.raises(errors.AttachError, match="expected a backend of .*eager.*, got eagre"):
+    with pytest.raises(errors.AttachError, match=r"expected a backend of .*eager.*, got eagre"):
         fresco.accelerate(intact, with_stack("plain", entry))
 
 
@@ -356,8 +349,13 @@ def test_a_full_graph_under_a_cache_that_breaks_it_is_refused(intact):
     stack = [{"kind": "compile", "fullgraph": True}, cache("first_block", {})]
     with pytest.raises(errors.RecipeError, match="which breaks a full graph"):
         fresco.accelerate(intact, with_stack("plain", *stack))
-    pab = [{"kind": "compile", "backend": "eager", "fullgraph": True}, cache("pab", FORCED["pab"])]
-    run(intact, with_stack("plain", *pab))
+
+
+@pytest.mark.parametrize("method", ["pab", "fastercache"])
+def test_a_cache_that_compiles_anew_at_every_step_is_refused(intact, method):
+    stack = [{"kind": "compile"}, cache(method, FORCED[method])]
+    with pytest.raises(errors.RecipeError, match="step counter becomes a constant of the graph"):
+        fresco.accelerate(intact, with_stack("plain", *stack))
 
 
 ENTRIES = {
@@ -367,13 +365,64 @@ ENTRIES = {
     "lora fused": {"kind": "lora", "fuse": True},
     "compile": {"kind": "compile", "backend": "eager"},
 }
-PAIRS = [
-    pair
-    for pair in itertools.combinations(ENTRIES, 2)
-    if ENTRIES[pair[0]]["kind"] != ENTRIES[pair[1]]["kind"]
+CACHES = [name for name in ENTRIES if name.startswith("cache")]
+FORMS = [*RUNS_HERE, *REFUSED_HERE]
+LORAS = ["lora kept", "lora fused"]
+PAIRS = [  # every entry with two kinds of others at least
+    *zip(CACHES, itertools.cycle(FORMS), strict=False),
+    *zip(CACHES, itertools.cycle(LORAS), strict=False),
+    *itertools.product(LORAS, FORMS),
 ]
+SLOW_PAIRS = [(name, "compile") for name in (*CACHES, *RUNS_HERE, *LORAS)]
+REFUSED = REFUSED_HERE | {
+    ("cache pab", "compile"): "becomes a constant of the graph",
+    ("cache fastercache", "compile"): "becomes a constant of the graph",
+    ("cache magcache", "compile"): "no graph is captured",
+}
 
 
-def reason_of(names):
-    """Why a pair is refused on this hardware; None if it runs."""
-    return next((REFUSED_HERE[name] for name in names if name in REFUSED_HERE), None)
+def cell_of(pipe, resolution, names):
+    """One cell of the matrix: how it ends, with the reason if it is refused."""
+    stack = [dict(ENTRIES[name]) for name in names]
+    for entry in stack:
+        if entry["kind"] == "lora":
+            entry["state_dict"] = lora_weights(pipe)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", errors.FrescoWarning)  # nothing may be idle
+            picture, rows, _ = run(pipe, with_stack(resolution, *stack))
+    except errors.FrescoError as error:
+        return f"refused ({error})"
+    swapped, _, _ = run(pipe, with_stack(resolution, *reversed(stack)))
+    is_right = picture.isfinite().all() and picture.equal(swapped)
+    return "runs" if is_right and {entry["kind"] for entry in stack} < set(rows) else "wrong"
+
+
+def check_cell(pipe, resolution, names):
+    reasons = [REFUSED[key] for key in (names, *names) if key in REFUSED]
+    cell = cell_of(pipe, resolution, names)
+    if reasons:
+        assert cell.startswith("refused (")
+        assert reasons[0] in cell
+    else:
+        assert cell == "runs"
+
+
+@pytest.mark.parametrize("names", PAIRS, ids=" + ".join)
+def test_every_pair_ends_as_the_matrix_says(intact, names):
+    check_cell(intact, "whole", names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", SLOW_PAIRS, ids=" + ".join)
+def test_every_pair_with_compile_ends_as_the_matrix_says(intact, names):
+    check_cell(intact, "whole", names)
+
+
+@pytest.mark.parametrize("resolution", RESOLUTIONS)
+def test_all_phases_at_once_come_off_to_the_bit(intact, resolution):
+    stack = [ENTRIES["cache first_block"], ENTRIES["int8_weight_only"]]
+    stack.append({"kind": "lora", "state_dict": lora_weights(intact)})
+    picture, rows, _ = run(intact, with_stack(resolution, *stack))
+    assert list(rows) == ["lora", "quantize", "resolution", "cache"]
+    assert picture.isfinite().all()

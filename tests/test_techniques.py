@@ -44,7 +44,7 @@ class Noted(AbstractAttachment):
 class NotedConfig(TechniqueConfig):
     is_idle: bool = False
 
-    def attach(self, pipe):
+    def attach(self, _pipe):
         return Noted(self)
 
 

@@ -42,6 +42,18 @@ class CompileConfig(TechniqueConfig):
             own={"fullgraph": frozenset({True})},
             others={"method": frozenset({"first_block", "taylorseer", "magcache", "seacache"})},
         ),
+        Conflict(
+            "cache",
+            "this cache's step counter becomes a constant of the graph, so that every step "
+            "compiles anew until torch gives up (recompile_limit)",
+            others={"method": frozenset({"pab", "fastercache"})},
+        ),
+        Conflict(
+            "cache",
+            "diffusers keeps every block of this cache out of compilation, so that no graph "
+            "is captured",
+            others={"method": frozenset({"magcache"})},
+        ),
     )
     backend: str = Field("inductor", min_length=1, description="of torch.compile")
     dynamic: bool | None = Field(
