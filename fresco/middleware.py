@@ -257,11 +257,9 @@ class Middleware:
         self, _module: torch.nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any], output: Any
     ) -> Any:
         """Bring the prediction back to the full grid."""
-        current = self._current()
-        run_here = self._live if self._live and self._live.is_here else None
-        is_cached = self.listeners.after_call()
-        if run_here:
-            run_here.n_cached += is_cached
+        current, is_cached = self._current(), self.listeners.after_call()
+        if self._live and self._live.is_here:
+            self._live.n_cached += is_cached
         if current is None:
             return None
         run, step = current
@@ -298,10 +296,8 @@ class Middleware:
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """End the run."""
-        is_mine = self._live is not None and self._live.is_here
-        if is_mine:
-            self._live = self._call = None
         result = original(*args, **kwargs)
-        if is_mine:
+        if self._live and self._live.is_here:
+            self._live = self._call = None
             self.listeners.end_run()
         return result

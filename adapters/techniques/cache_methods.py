@@ -68,12 +68,8 @@ class Method(ABC):
 
     def find_hooks(self) -> None:
         """Find the hooks that have been registered."""
-        registries = (vars(m).get("_diffusers_hook") for m in self.transformer.modules())
         found = [
-            registry.hooks.get(name)
-            for registry in registries
-            if registry
-            for name in self.hook_names
+            registry.hooks.get(name) for registry in self._registries() for name in self.hook_names
         ]
         self.hooks = [hook for hook in found if hook is not None]
         if not self.hooks:
@@ -86,13 +82,17 @@ class Method(ABC):
 
     def hooks_above(self) -> list[str]:
         """Names of hooks that were registered above these."""
-        registries = (vars(m).get("_diffusers_hook") for m in self.transformer.modules())
         above: set[str] = set()
-        for registry in registries:
-            order = registry._hook_order if registry else []
+        for registry in self._registries():
+            order = registry._hook_order
             mine = [i for i, name in enumerate(order) if name in self.hook_names]
             above |= set(order[mine[-1] + 1 :]) if mine else set()
         return sorted(above)
+
+    def _registries(self) -> list[Any]:
+        """Diffusers' registries of hooks, of all modules that have one."""
+        found = (vars(m).get("_diffusers_hook") for m in self.transformer.modules())
+        return [registry for registry in found if registry is not None]
 
     def state(self, hook: Any) -> Any:
         """State of a hook for the call at hand."""
