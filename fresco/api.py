@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from fresco.checks import check_model, check_scheduler, check_start, check_unattached
 from fresco.cost import Cost, plan_cost
-from fresco.errors import AdapterError, AttachError, RecipeError, ScheduleError
-from fresco.middleware import Middleware, check_unattached
+from fresco.errors import AdapterError, ScheduleError
+from fresco.middleware import Middleware
 from fresco.ports import AbstractModelAdapter, find_adapter
 from fresco.recipe import Recipe, load_recipe
-from fresco.report import Report
+from fresco.report import Report, StepRecord
 from fresco.schedule import Plan, PlanRequest, make_plan
+from fresco.stack import Stack, Summary, SummaryRow, explain_order
 
 _WHERE = "accelerate(pipe, recipe)"
-_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
-_SPACINGS = (  # config keys of spacings that are no shift of an even one
-    "use_karras_sigmas",
-    "use_exponential_sigmas",
-    "use_beta_sigmas",
-    "invert_sigmas",
-    "shift_terminal",
-)
 
 
 class Accelerated:
@@ -33,11 +26,12 @@ class Accelerated:
 
     Args:
         middleware: Attached middleware.
+        stack: Attached techniques, the middleware among them.
         plan: Plan of the recipe's baseline, known before any run.
     """
 
-    def __init__(self, middleware: Middleware, plan: Plan | None) -> None:
-        self._middleware, self._baseline_plan = middleware, plan
+    def __init__(self, middleware: Middleware, stack: Stack, plan: Plan | None) -> None:
+        self._middleware, self._stack, self._baseline_plan = middleware, stack, plan
 
     @property
     def pipe(self) -> Any:
@@ -83,8 +77,32 @@ class Accelerated:
         return plan_cost(self.plan, self._middleware.transformer, text)
 
     def restore(self) -> None:
-        """Take everything off again; the pipeline is as before. A second time does nothing."""
-        self._middleware.restore()
+        """Take the whole stack off, last on first off; the pipeline is as before.
+
+        A second time does nothing.
+
+        Raises:
+            AttachError: If others have built on it since; nothing is taken off then.
+        """
+        self._stack.restore()
+
+    def summary(self) -> Summary:
+        """Say what is on, with the counts of the last run that prove it."""
+        report = self.report
+        steps = {"stages": len(self.recipe.stages), "steps": len(report.steps)}
+        tokens = sum(step.tokens * step.passes for step in report.steps)
+        resolution = SummaryRow("resolution", "-", {**steps, "image tokens": tokens})
+        rows = self._stack.summary()
+        n_weights = sum(row.phase == "weights" for row in rows)
+        return Summary((*rows[:n_weights], resolution, *rows[n_weights:]))
+
+    def explain(self) -> str:
+        """Say in which order everything was attached, and why."""
+        return explain_order(self._stack.configs, len(self.recipe.stages))
+
+    def trace(self) -> tuple[StepRecord, ...]:
+        """Rows of the last run: layout, passes, how many a cache answered, seconds."""
+        return self.report.steps
 
     def __enter__(self) -> Accelerated:
         return self
@@ -108,13 +126,13 @@ def accelerate(pipe: Any, recipe: str | Path | Mapping[str, Any] | Recipe) -> Ac
         recipe: Name of a shipped recipe, path of a YAML file, its content, or a `Recipe`.
 
     Returns:
-        A handle and context manager with `plan`, `report`, `cost()` and `restore()`.
+        A handle and context manager with `plan`, `report`, `cost()`, `summary()`, `restore()`.
 
     Raises:
         RecipeError: If the recipe has problems, or is for another model.
         AdapterError: If the transformer has no adapter, or the pipeline is not of its kind.
         ScheduleError: If the scheduler is stochastic or not known to be deterministic.
-        AttachError: If the pipeline is accelerated already.
+        AttachError: If the pipeline is accelerated already, or a technique does not attach.
 
     Example:
         >>> accelerate(object(), "reference_5")  # doctest: +ELLIPSIS
@@ -129,56 +147,21 @@ def accelerate(pipe: Any, recipe: str | Path | Mapping[str, Any] | Recipe) -> Ac
             got, fix = type(pipe).__name__, "Use a pipeline of a Diffusion Transformer."
             raise AdapterError(_WHERE, f"a pipeline with a {name}", got, fix)
     adapter = find_adapter(pipe.transformer)
-    _check_model(pipe, checked)
+    check_model(pipe, checked)
     check_unattached(pipe)
-    if checked.stages:
-        _check_scheduler(pipe.scheduler)
-        _check_start(pipe)
-        adapter.check(pipe)
-    plan = _baseline_plan(pipe, checked, adapter)
-    middleware = Middleware(pipe, checked, adapter)
-    middleware.attach()
-    return Accelerated(middleware, plan)
+    stack = Stack(pipe, checked.techniques)
+    plan = None
 
+    def make() -> Middleware:
+        nonlocal plan
+        if checked.stages:
+            check_scheduler(pipe.scheduler)
+            check_start(pipe)
+            adapter.check(pipe)
+        plan = _baseline_plan(pipe, checked, adapter)
+        return Middleware(pipe, checked, adapter)
 
-def _check_model(pipe: Any, recipe: Recipe) -> None:
-    """Refuse a recipe for another model."""
-    names = [base.__name__ for base in type(pipe.transformer).__mro__]
-    if recipe.model != "any" and recipe.model not in names:
-        problem = f"the recipe is for {recipe.model}, the pipeline has a {names[0]} @ $.model"
-        raise RecipeError(_WHERE, [problem])
-
-
-def _check_scheduler(scheduler: Any) -> None:
-    """Refuse schedulers that draw noise, and spacings that are no shift of an even one."""
-    name = type(scheduler).__name__
-    if name not in _SCHEDULERS or scheduler.config.stochastic_sampling:
-        drawn = " with stochastic_sampling=True" if name in _SCHEDULERS else ""
-        raise ScheduleError(
-            _WHERE,
-            f"a deterministic scheduler ({', '.join(_SCHEDULERS)})",
-            f"{name}{drawn}",
-            "Exchange it: later stages continue toward one target only without fresh noise.",
-        )
-    set_ = [key for key in _SPACINGS if scheduler.config.get(key)]
-    if set_:
-        raise ScheduleError(
-            _WHERE,
-            "sigmas spaced by a shift alone",
-            ", ".join(f"{key}={scheduler.config.get(key)!r}" for key in set_),
-            "Make the scheduler from its config without, or use a recipe without stages.",
-        )
-
-
-def _check_start(pipe: Any) -> None:
-    """Refuse pipelines that start from a picture: their latents are no noise field."""
-    if "strength" in inspect.signature(type(pipe).__call__).parameters:
-        raise AttachError(
-            _WHERE,
-            "a pipeline that starts at sigma 1",
-            f"{type(pipe).__name__}, which starts from a picture (strength)",
-            "Use its text-to-image pipeline, or a recipe without stages.",
-        )
+    return Accelerated(stack.attach(make), stack, plan)
 
 
 def _baseline_plan(pipe: Any, recipe: Recipe, adapter: AbstractModelAdapter) -> Plan | None:

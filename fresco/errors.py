@@ -16,6 +16,10 @@ class FrescoError(Exception):
         return f"{self.where}: expected {self.expected}, got {self.got}. {self.fix}"
 
 
+class FrescoWarning(UserWarning):
+    """Something that works, but not as the recipe hoped, and that the user can change."""
+
+
 class LayoutError(FrescoError, ValueError):
     """A tensor and a `TokenLayout` disagree about the latent grid."""
 

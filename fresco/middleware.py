@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fresco.calls import Call, Listeners
 from fresco.errors import AttachError, LayoutError, RunError, SizeError
 from fresco.layout import TokenLayout
 from fresco.noise import NoiseField, working_dtype
@@ -22,7 +23,8 @@ from fresco.report import Report
 from fresco.run import Run
 from fresco.schedule import Plan, PlanRequest, Step, check_spacing, keeps_schedule, make_plan
 from fresco.swap import enter_tokens, leave_tokens, lift_carrier
-from fresco.wraps import call_by_name, has_wraps, wrap_method
+from fresco.timing import now_s
+from fresco.wraps import call_by_name, wrap_method
 
 
 class Middleware:
@@ -38,7 +40,9 @@ class Middleware:
         self.pipe, self.recipe, self.adapter = pipe, recipe, adapter
         self.transformer, self.scheduler = pipe.transformer, pipe.scheduler
         self.last: Run | None = None
+        self.listeners = Listeners()
         self._live: Run | None = None
+        self._call: Call | None = None  # what listeners are told of the call at hand
         self._undo = contextlib.ExitStack()
         self._wraps: list[tuple[Any, str, object]] = []  # owner, name, what was put there
 
@@ -66,12 +70,8 @@ class Middleware:
                 undo.callback(self.adapter.attach_strides(self.transformer))
             self._undo = undo.pop_all()
 
-    def restore(self) -> None:
-        """Take everything off again, last in first out; a second time does nothing.
-
-        Raises:
-            AttachError: If another library has wrapped a method since; nothing is taken off.
-        """
+    def check_restorable(self) -> None:
+        """Raise `AttachError` if another library has wrapped a method since."""
         for owner, name, put in self._wraps:
             if vars(owner).get(name) is not put:
                 raise AttachError(
@@ -80,6 +80,14 @@ class Middleware:
                     f"{vars(owner).get(name)!r} in its place",
                     "Take that off first: last on, first off.",
                 )
+
+    def restore(self) -> None:
+        """Take everything off again, last in first out; a second time does nothing.
+
+        Raises:
+            AttachError: If another library has wrapped a method since; nothing is taken off.
+        """
+        self.check_restorable()
         self._live = None
         self._wraps.clear()
         self._undo.close()
@@ -200,29 +208,58 @@ class Middleware:
         """Give the transformer the tokens of this step's layout."""
         current = self._current()
         if current is None:
+            nested = self._live and self._live.is_here and self._live.is_nested
+            self.listeners.before_call(self._call if nested else None)
             return None
         run, step = current
         if run.n_passes == 0:
-            run.started_s = _now_s(run.noise.eps)
+            run.started_s = now_s(run.noise.eps)
         call = call_by_name(module, args, kwargs)
         run.n_text_tokens = self.adapter.text_tokens(call)
+        self._begin_call(run, step, call)
         if step.side == 1:
+            self.listeners.before_call(self._call)
             return None  # untouched: bit-identical
         group, *others = run.groups(step)
         run.is_nested = True  # images of other layouts: by calls of their own
         try:
-            run.parts = [
-                module(**enter_tokens(self.adapter, call, run, step, other)) for other in others
-            ]
+            run.parts = [self._call_part(module, call, i) for i, _ in enumerate(others, 1)]
         finally:
             run.is_nested = False
-        return (), enter_tokens(self.adapter, call, run, step, group)
+        entered = enter_tokens(self.adapter, call, run, step, group)
+        self.listeners.before_call(self._call)
+        return (), entered
+
+    def _begin_call(self, run: Run, step: Step, call: dict[str, Any]) -> None:
+        """Say what call comes next, and whether features of earlier ones are stale."""
+        if not self.listeners.on_layout:
+            return
+        n_steps = len(run.plan.steps) if run.plan else 0
+        carrier = functools.partial(self.adapter.read, call, run.fine)
+        self._call = Call(run.n_done, n_steps, step.sigma, run.n_passes, 0, carrier)
+        if run.n_passes == 0:
+            self.listeners.begin_step(run, step, self._call)
+
+    def _call_part(self, module: torch.nn.Module, call: dict[str, Any], group: int) -> Any:
+        """Call the transformer for one group of a step's images."""
+        assert self._live
+        assert self._live.step
+        run, step = self._live, self._live.step
+        entered = enter_tokens(self.adapter, call, run, step, run.groups(step)[group])
+        first = self._call
+        self._call = dataclasses.replace(first, group=group) if first else None
+        try:
+            return module(**entered)
+        finally:
+            self._call = first
 
     def _after_forward(
         self, _module: torch.nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any], output: Any
     ) -> Any:
         """Bring the prediction back to the full grid."""
-        current = self._current()
+        current, is_cached = self._current(), self.listeners.after_call()
+        if self._live and self._live.is_here:
+            self._live.n_cached += is_cached
         if current is None:
             return None
         run, step = current
@@ -252,46 +289,15 @@ class Middleware:
                 lifted = self.adapter.pack(lift_carrier(run, step, x, v)).to(velocity.dtype)
                 is_tuple = isinstance(result, tuple)
                 result = (lifted, *result[1:]) if is_tuple else type(result)(lifted)
-        run.end_step(step, _now_s(run.noise.eps))
+        run.end_step(step, now_s(run.noise.eps))
         return result
 
     def _end(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """End the run."""
+        result = original(*args, **kwargs)
         if self._live and self._live.is_here:
-            self._live = None
-        return original(*args, **kwargs)
-
-
-def check_unattached(pipe: Any) -> None:
-    """Refuse a pipeline that, or whose transformer or scheduler, is accelerated already.
-
-    Args:
-        pipe: A pipeline with transformer and scheduler.
-
-    Raises:
-        AttachError: If middleware is found on any of the three.
-    """
-    hooks = pipe.transformer._forward_pre_hooks.values()  # torch has no public view
-    is_hooked = any(isinstance(getattr(h, "__self__", None), Middleware) for h in hooks)
-    attached = {
-        "pipeline": has_wraps(pipe),
-        "scheduler": has_wraps(pipe.scheduler),
-        "transformer": is_hooked,
-    }
-    found = [name for name, is_attached in attached.items() if is_attached]
-    if found:
-        raise AttachError(
-            "accelerate(pipe, recipe)",
-            "a pipeline that is not accelerated yet",
-            f"one whose {' and '.join(found)} already has fresco's middleware",
-            "Call restore() on the first Accelerated, then accelerate once.",
-        )
-
-
-def _now_s(latents: Tensor) -> float:
-    """Seconds on a clock, once the device has done what was asked of it."""
-    if latents.is_cuda:
-        torch.cuda.synchronize(latents.device)
-    return time.perf_counter()
+            self._live = self._call = None
+            self.listeners.end_run()
+        return result

@@ -131,9 +131,14 @@ def adapters() -> Mapping[str, type[AbstractModelAdapter]]:
         >>> "FluxTransformer2DModel" in adapters()
         True
     """
-    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
-        entry_point.load()  # importing the module registers its adapters
+    load_extensions()
     return MappingProxyType(_ADAPTERS)
+
+
+def load_extensions() -> None:
+    """Import every installed model family and technique; importing registers them."""
+    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+        entry_point.load()
 
 
 def find_adapter(transformer: object) -> AbstractModelAdapter:

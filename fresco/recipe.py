@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.resources
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from fresco.errors import RecipeError
+from fresco.problems import place, unknown
 from fresco.stages import (
     Bounds,
     Config,
@@ -21,7 +21,7 @@ from fresco.stages import (
     stage_bounds,
     stage_problems,
 )
-from fresco.techniques import technique_problems
+from fresco.techniques import TechniqueConfig, in_order, parse_stack, technique_problems
 
 
 class BaselineConfig(Config):
@@ -73,6 +73,11 @@ class Recipe(Config):
         """Steps of the plain run; without a `baseline`, the stages' own sum."""
         return self.baseline.steps if self.baseline else sum(stage.steps for stage in self.stages)
 
+    @property
+    def techniques(self) -> tuple[TechniqueConfig, ...]:
+        """Techniques of the stack, first attached first."""
+        return in_order(parse_stack(self.stack)[0])
+
     def bounds(self) -> tuple[Bounds, ...]:
         """Start and end sigma of every stage; the first starts at 1."""
         return stage_bounds(self.stages)
@@ -113,7 +118,7 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
     if isinstance(source, str) and path.suffix not in {".yaml", ".yml"} and path.name == source:
         known = known_recipes()
         if source not in known:
-            raise RecipeError(repr(source), [_unknown("recipe", source, known) + " @ $"])
+            raise RecipeError(repr(source), [unknown("recipe", source, known) + " @ $"])
         path = known[source]
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -178,18 +183,9 @@ _KEYS: Mapping[str, type[Config]] = {
 def _describe(problem: Mapping[str, Any]) -> str:
     """Put one pydantic problem as `description @ $.path`."""
     loc = problem["loc"]
-    path = "$" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
     text = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         names = [part for part in loc[:-1] if isinstance(part, str)]
         fields = _KEYS[names[-1]].model_fields if names else Recipe.model_fields
-        text = _unknown("key", loc[-1], [field.alias or name for name, field in fields.items()])
-    return f"{text} @ {path}"
-
-
-def _unknown(what: str, name: object, known: Iterable[str]) -> str:
-    """Say what is known and what is nearest."""
-    names = list(known)
-    nearest = difflib.get_close_matches(str(name), names, n=1)
-    hint = f". Did you mean {nearest[0]!r}?" if nearest else ""
-    return f"unknown {what} {name!r}; known: {', '.join(names) or 'none'}{hint}"
+        text = unknown("key", loc[-1], [field.alias or name for name, field in fields.items()])
+    return f"{text} @ {place(loc)}"

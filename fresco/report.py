@@ -19,6 +19,7 @@ class StepRecord:
         tokens: Image tokens that the transformer saw per picture.
         passes: Transformer calls (two with true classifier-free guidance).
         seconds: From its first call to the end of its solver step.
+        cached: Transformer calls that a cache answered in part.
     """
 
     stage: int
@@ -27,11 +28,12 @@ class StepRecord:
     tokens: int
     passes: int
     seconds: float
+    cached: int = 0
 
     @classmethod
-    def of(cls, step: Step, passes: int, seconds: float) -> StepRecord:
+    def of(cls, step: Step, passes: int, seconds: float, cached: int = 0) -> StepRecord:
         """Record a planned step as taken."""
-        return cls(step.stage, step.sigma, step.side, step.n_tokens, passes, seconds)
+        return cls(step.stage, step.sigma, step.side, step.n_tokens, passes, seconds, cached)
 
 
 @dataclass(frozen=True)

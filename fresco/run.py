@@ -44,6 +44,7 @@ class Run:
         plan: Set once the scheduler has its timesteps.
         n_done: Steps taken.
         n_passes: Transformer calls of the step at hand.
+        n_cached: Calls of it, parts of a batch by themselves, that a cache answered in part.
         started_s: Clock at the first of them.
         n_text_tokens: Of the last call.
         records: Of the steps taken.
@@ -59,6 +60,7 @@ class Run:
     plan: Plan | None = None
     n_done: int = 0
     n_passes: int = 0
+    n_cached: int = 0
     started_s: float = 0.0
     n_text_tokens: int = 0
     records: list[StepRecord] = field(default_factory=list)
@@ -115,8 +117,10 @@ class Run:
             n_tokens = round(sum(layout.n_tokens for layout in self.mixed) / len(self.mixed))
             self.plan = self.plan.with_tokens(self.n_done, n_tokens)
             step = self.plan.steps[self.n_done]
-        self.records.append(StepRecord.of(step, self.n_passes, now_s - self.started_s))
-        self.n_done, self.n_passes = self.n_done + 1, 0
+        self.records.append(
+            StepRecord.of(step, self.n_passes, now_s - self.started_s, self.n_cached)
+        )
+        self.n_done, self.n_passes, self.n_cached = self.n_done + 1, 0, 0
         if self.step and self.step.promotion:
             self._promote(self.step.promotion, self.step.side, goes_on=step.promotion is not None)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 
@@ -35,3 +36,10 @@ class LoopTimer:
         self.end_s = time.perf_counter()
         self.on_step(step)
         return tensors
+
+
+def now_s(latents: Tensor) -> float:
+    """Seconds on a clock, once the device has done what was asked of it."""
+    if latents.is_cuda:
+        torch.cuda.synchronize(latents.device)
+    return time.perf_counter()

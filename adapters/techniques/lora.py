@@ -1,0 +1,134 @@
+"""LoRA through diffusers and peft: kept as layers, or fused into the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from fresco.errors import AttachError
+from fresco.techniques import (
+    AbstractAttachment,
+    Counts,
+    Phase,
+    TechniqueConfig,
+    register_technique,
+)
+
+from .blocks import places
+
+_OWN = ("peft_config", "_hf_peft_config_loaded", "lora_scale", "_safe_fusing")
+
+
+@register_technique
+class LoraConfig(TechniqueConfig):
+    """Load a LoRA into the transformer, at a scale; kept or fused."""
+
+    kind: Literal["lora"] = "lora"
+    phase: ClassVar[Phase] = "weights"
+    touches: ClassVar[str] = "linear layers"
+    source: str | None = Field(None, min_length=1, description="path or hub id")
+    weight_name: str | None = Field(None, description="file of the source")
+    state_dict: Mapping[str, Any] | None = Field(None, repr=False, description="in its place")
+    strength: float = Field(1.0, description="factor of the difference that it makes")
+    fuse: bool = Field(False, description="into the weights; the originals are kept")
+    scheduler: Mapping[str, Any] = Field(
+        default_factory=dict, description="scheduler settings that it was distilled for"
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> LoraConfig:
+        if (self.source is None) == (self.state_dict is None):
+            raise ValueError("give source or state_dict, one of the two")
+        return self
+
+    def attach(self, pipe: Any) -> AbstractAttachment:
+        return _Loaded(pipe, self)
+
+
+class _Loaded(AbstractAttachment):
+    """A LoRA that is on; modules, weights and attributes of before are kept."""
+
+    def __init__(self, pipe: Any, config: LoraConfig) -> None:
+        self._pipe, self._transformer = pipe, pipe.transformer
+        self._scheduler = pipe.scheduler
+        self._check()
+        self._own = {name: vars(self._transformer)[name] for name in _OWN if self._has(name)}
+        self._before = places(self._transformer)
+        self._weights: list[tuple[torch.nn.Module, torch.nn.Parameter]] = []
+        self._n_layers, self._norm, self._is_fused = 0, 0.0, config.fuse
+        try:
+            self._load(config)
+        except BaseException:
+            self.restore()
+            raise
+
+    def restore(self) -> None:
+        for module, weight in self._weights:
+            module.weight = weight
+        for place in self._before:
+            place.put(place.module)
+        for name in _OWN:
+            vars(self._transformer).pop(name, None)
+        vars(self._transformer).update(self._own)
+        self._pipe.scheduler = self._scheduler
+
+    def counts(self) -> Counts:
+        how = "fused" if self._is_fused else "kept"
+        return {"layers": self._n_layers, "norm of delta": round(self._norm, 6), "weights": how}
+
+    def idle(self) -> str | None:
+        return None if self._norm > 0 else "its difference to the weights is zero"
+
+    def _has(self, name: str) -> bool:
+        return name in vars(self._transformer)
+
+    def _check(self) -> None:
+        """Refuse a transformer that has a LoRA already."""
+        if getattr(self._transformer, "peft_config", None):
+            raise AttachError(
+                "lora.attach(pipe)",
+                "a transformer without LoRA",
+                f"one with {', '.join(self._transformer.peft_config)}",
+                "Unload it, and name it in the recipe's stack.",
+            )
+
+    def _load(self, config: LoraConfig) -> None:
+        """Load, measure, and fuse if asked."""
+        from peft.tuners.lora import LoraLayer
+
+        name = "fresco"
+        given = dict(config.state_dict) if config.state_dict is not None else config.source
+        named = {"weight_name": config.weight_name} if config.weight_name else {}
+        state = self._pipe.lora_state_dict(given, return_alphas=True, **named)
+        weights, alphas = state[0], state[1]
+        text = [key for key in weights if key.startswith("text_encoder")]
+        if text:
+            got = f"{len(text)} tensors for text encoders ({text[0]}, ...)"
+            fix = "Load those yourself, before accelerate()."
+            raise AttachError("lora.attach(pipe)", "a LoRA for the transformer", got, fix)
+        self._transformer.load_lora_adapter(weights, network_alphas=alphas, adapter_name=name)
+        self._transformer.set_adapters([name], [config.strength])
+        layers: list[Any] = [m for m in self._transformer.modules() if isinstance(m, LoraLayer)]
+        with torch.no_grad():
+            deltas = [layer.get_delta_weight(name).float() for layer in layers]
+        self._n_layers = len(deltas)
+        self._norm = sum(float(delta.pow(2).sum()) for delta in deltas) ** 0.5
+        if config.fuse:
+            self._fuse(layers, name)
+        if config.scheduler:
+            scheduler = self._scheduler
+            self._pipe.scheduler = type(scheduler).from_config(scheduler.config, **config.scheduler)
+
+    def _fuse(self, layers: list[Any], name: str) -> None:
+        """Merge into copies of the weights, and take the LoRA layers off."""
+        for layer in layers:
+            base = layer.get_base_layer()
+            self._weights.append((base, base.weight))
+            base.weight = torch.nn.Parameter(
+                base.weight.detach().clone(), base.weight.requires_grad
+            )
+        self._transformer.fuse_lora(adapter_names=[name])
+        self._transformer.unload_lora()

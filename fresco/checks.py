@@ -1,0 +1,87 @@
+"""What `accelerate()` refuses before anything is attached."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from fresco.errors import AttachError, RecipeError, ScheduleError
+from fresco.middleware import Middleware
+from fresco.recipe import Recipe
+from fresco.wraps import has_wraps
+
+_WHERE = "accelerate(pipe, recipe)"
+_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
+_SPACINGS = (  # config keys of spacings that are no shift of an even one
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "invert_sigmas",
+    "shift_terminal",
+)
+
+
+def check_model(pipe: Any, recipe: Recipe) -> None:
+    """Refuse a recipe for another model."""
+    names = [base.__name__ for base in type(pipe.transformer).__mro__]
+    if recipe.model != "any" and recipe.model not in names:
+        problem = f"the recipe is for {recipe.model}, the pipeline has a {names[0]} @ $.model"
+        raise RecipeError(_WHERE, [problem])
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Refuse schedulers that draw noise, and spacings that are no shift of an even one."""
+    name = type(scheduler).__name__
+    if name not in _SCHEDULERS or scheduler.config.stochastic_sampling:
+        drawn = " with stochastic_sampling=True" if name in _SCHEDULERS else ""
+        raise ScheduleError(
+            _WHERE,
+            f"a deterministic scheduler ({', '.join(_SCHEDULERS)})",
+            f"{name}{drawn}",
+            "Exchange it: later stages continue toward one target only without fresh noise.",
+        )
+    set_ = [key for key in _SPACINGS if scheduler.config.get(key)]
+    if set_:
+        raise ScheduleError(
+            _WHERE,
+            "sigmas spaced by a shift alone",
+            ", ".join(f"{key}={scheduler.config.get(key)!r}" for key in set_),
+            "Make the scheduler from its config without, or use a recipe without stages.",
+        )
+
+
+def check_start(pipe: Any) -> None:
+    """Refuse pipelines that start from a picture: their latents are no noise field."""
+    if "strength" in inspect.signature(type(pipe).__call__).parameters:
+        raise AttachError(
+            _WHERE,
+            "a pipeline that starts at sigma 1",
+            f"{type(pipe).__name__}, which starts from a picture (strength)",
+            "Use its text-to-image pipeline, or a recipe without stages.",
+        )
+
+
+def check_unattached(pipe: Any) -> None:
+    """Refuse a pipeline that, or whose transformer or scheduler, is accelerated already.
+
+    Args:
+        pipe: A pipeline with transformer and scheduler.
+
+    Raises:
+        AttachError: If middleware is found on any of the three.
+    """
+    hooks = pipe.transformer._forward_pre_hooks.values()  # torch has no public view
+    is_hooked = any(isinstance(getattr(h, "__self__", None), Middleware) for h in hooks)
+    attached = {
+        "pipeline": has_wraps(pipe),
+        "scheduler": has_wraps(pipe.scheduler),
+        "transformer": is_hooked,
+    }
+    found = [name for name, is_attached in attached.items() if is_attached]
+    if found:
+        raise AttachError(
+            "accelerate(pipe, recipe)",
+            "a pipeline that is not accelerated yet",
+            f"one whose {' and '.join(found)} already has fresco's middleware",
+            "Call restore() on the first Accelerated, then accelerate once.",
+        )

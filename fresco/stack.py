@@ -1,0 +1,235 @@
+"""The stack of one pipeline: techniques attached in order, taken off last in, first out."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fresco.errors import AttachError, FrescoError, FrescoWarning
+from fresco.middleware import Middleware
+from fresco.techniques import (
+    PHASES,
+    AbstractAttachment,
+    Counts,
+    TechniqueConfig,
+    conflict_reasons,
+    in_order,
+)
+
+_WHERE = "accelerate(pipe, recipe)"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One technique that is on.
+
+    Args:
+        config: As the recipe has it.
+        attachment: What undoes it and counts.
+    """
+
+    config: TechniqueConfig
+    attachment: AbstractAttachment
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """What one technique did by now.
+
+    Args:
+        kind: Its name in recipes.
+        phase: When it was attached.
+        counts: What proves that it is on.
+        idle: Why it did nothing; None if it did.
+    """
+
+    kind: str
+    phase: str
+    counts: Counts
+    idle: str | None = None
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{name} {value}" for name, value in self.counts.items())
+        return f"{self.phase:8} {self.kind:10} {counts}" + (f"  ! {self.idle}" if self.idle else "")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is on, in the order of attaching.
+
+    Args:
+        rows: One per technique, dynamic resolution among them.
+
+    Example:
+        >>> print(Summary((SummaryRow("quantize", "weights", {"layers": 8}),)))
+        weights  quantize   layers 8
+    """
+
+    rows: tuple[SummaryRow, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.rows))
+
+
+class Stack:
+    """Everything that a recipe puts on one pipeline.
+
+    Args:
+        pipe: The pipeline.
+        configs: Techniques in any order.
+    """
+
+    def __init__(self, pipe: Any, configs: Iterable[TechniqueConfig]) -> None:
+        self.pipe, self.configs = pipe, in_order(configs)
+        self.layers: list[Layer] = []
+        self._middleware: Middleware | None = None
+        self._modules: dict[tuple[int, str], torch.nn.Module] = {}  # as weights left them
+        self._undo = contextlib.ExitStack()
+
+    def attach(self, make_middleware: Callable[[], Middleware]) -> Middleware:
+        """Attach the techniques and, between weights and hooks, the middleware; or nothing.
+
+        Args:
+            make_middleware: Called once the weights are as they will be; it checks and makes.
+
+        Returns:
+            The middleware, attached.
+
+        Raises:
+            AttachError: If techniques do not go together, or one fails; it is named.
+        """
+        reasons = conflict_reasons(self.configs)
+        if reasons:
+            raise AttachError(_WHERE, "techniques that go together", reasons[0], "Leave one out.")
+        with contextlib.ExitStack() as undo:
+            self._attach_phase("weights", undo)
+            self._modules = _modules(self.pipe.transformer) if self.layers else {}
+            middleware = self._middleware = make_middleware()
+            middleware.attach()
+            undo.callback(middleware.restore)
+            self._attach_phase("hooks", undo)
+            self._attach_phase("graph", undo)
+            listeners = (layer.attachment.listener for layer in self.layers)
+            middleware.listeners.on_layout += [each for each in listeners if each]
+            middleware.listeners.on_end.append(self.warn_idle)
+            self.warn_idle(("weights",))
+            self._undo = undo.pop_all()
+        return middleware
+
+    def restore(self) -> None:
+        """Take everything off, last in first out; a second time does nothing.
+
+        Raises:
+            AttachError: If others have built on it since; nothing is taken off then.
+        """
+        if not self._middleware:
+            return
+        self._middleware.check_restorable()
+        if self._modules:
+            self._check_modules(self._middleware.transformer)
+        for layer in self.layers:
+            layer.attachment.check_restorable()
+        self._middleware, self.layers = None, []
+        self._undo.close()
+
+    def summary(self) -> tuple[SummaryRow, ...]:
+        """What every technique did by now, in the order of attaching."""
+        return tuple(
+            SummaryRow(
+                layer.config.kind,
+                layer.config.phase,
+                layer.attachment.counts(),
+                layer.attachment.idle(),
+            )
+            for layer in self.layers
+        )
+
+    def warn_idle(self, phases: Sequence[str] = ("hooks", "graph")) -> None:
+        """Warn of techniques of some phases that do nothing; by default, of a run's."""
+        for layer in self.layers:
+            reason = layer.attachment.idle() if layer.config.phase in phases else None
+            if reason:
+                message = f"{layer.config.kind} is on, but did nothing: {reason}"
+                warnings.warn(message, FrescoWarning, stacklevel=3)
+
+    def _check_modules(self, transformer: torch.nn.Module) -> None:
+        """Refuse to put weights back under modules that came since."""
+        now = _modules(transformer)
+        changed = [key for _, key in {*now} ^ {*self._modules}]
+        changed += [k[1] for k in {*now} & {*self._modules} if now[k] is not self._modules[k]]
+        if changed:
+            raise AttachError(
+                "Accelerated.restore()",
+                "the modules as this recipe left them",
+                f"others in {len(changed)} places ({changed[0]}, ...)",
+                "Unload the LoRA that was loaded since: last on, first off.",
+            )
+
+    def _attach_phase(self, phase: str, undo: contextlib.ExitStack) -> None:
+        """Attach the techniques of one phase."""
+        for config in self.configs:
+            if config.phase != phase:
+                continue
+            try:
+                attachment = config.attach(self.pipe)
+            except FrescoError:
+                raise
+            except Exception as error:
+                expected = f"stack entry {config.kind!r} to attach"
+                got = f"{type(error).__name__}: {error}"
+                raise AttachError(_WHERE, expected, got, "Nothing was attached.") from error
+            undo.callback(attachment.restore)
+            self.layers.append(Layer(config, attachment))
+
+
+def _modules(transformer: torch.nn.Module) -> dict[tuple[int, str], torch.nn.Module]:
+    """What hangs where: child by its parent and name."""
+    return {
+        (id(parent), key): child
+        for parent in transformer.modules()
+        for key, child in parent.named_children()
+    }
+
+
+def explain_order(configs: Sequence[TechniqueConfig], stages: int) -> str:
+    """Say in which order things are attached, and why.
+
+    Args:
+        configs: Techniques, first attached first.
+        stages: Stages of the recipe.
+
+    Returns:
+        One line each.
+
+    Example:
+        >>> print(explain_order((), 0))
+        the pipeline's own schedule; steps are recorded only
+        restore() goes the other way
+    """
+    reasons = {
+        "weights": "first, so that everything after it sees the weights that run",
+        "hooks": "after dynamic resolution, so that it is told when a layout changes",
+        "graph": "last, so that it captures what is there",
+    }
+    resolution = (
+        f"dynamic resolution: {stages} stages; after weights, so that it sees what runs; "
+        "before hooks, so that they see the tokens"
+        if stages
+        else "the pipeline's own schedule; steps are recorded only"
+    )
+    lines = []
+    for phase in PHASES:
+        if phase == "hooks":
+            lines.append(resolution)
+        for config in configs:
+            if config.phase == phase:
+                others = {other.kind for other in configs}
+                why = [text for kind, text in config.after.items() if kind in others]
+                text = "; ".join([f"touches {config.touches}", reasons[phase], *why])
+                lines.append(f"{config.kind} ({phase}): {text}")
+    return "\n".join([*lines, "restore() goes the other way"])
