@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from fresco.reference.precision import autocast
+
 FACTOR = 4
 LATENT_CHANNELS = 4
 KL_WEIGHT = 1e-4
@@ -122,7 +124,7 @@ def train_autoencoder(
             if step < 0.95 * steps
             else _whole(pictures, 2, generator)
         )
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             loss = reconstruction_loss(vae, batch.to(device), averaged=step % 6 == 5)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)

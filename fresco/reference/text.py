@@ -35,6 +35,7 @@ from fresco.reference.captions import (
     describe,
     vocabulary,
 )
+from fresco.reference.precision import autocast
 from fresco.reference.scenes import PLACES, sample_scene
 
 WIDTH = 128
@@ -145,7 +146,7 @@ def train_encoders(
         # captions are padded without a mask, as FluxPipeline does: meet other lengths too
         length = int(rng.choice((MAX_TOKENS, 64, 128, 512), p=(0.85, 0.08, 0.05, 0.02)))
         n = batch if length < 512 else batch // 8
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             loss_t5, right_t5 = _token_loss(t5, t5_tokens, readout, captions[:n], length)
             loss_clip, right_clip = _pooled_loss(clip, clip_tokens, readout, captions)
         (loss_t5 + loss_clip).backward()

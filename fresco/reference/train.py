@@ -25,6 +25,7 @@ from transformers import CLIPTextModel, PreTrainedTokenizerFast, T5EncoderModel
 from fresco.reference import parallel, text
 from fresco.reference.autoencoder import train_autoencoder
 from fresco.reference.dataset import LatentDataset, make_pictures, write_shard
+from fresco.reference.precision import compute_dtype
 from fresco.reference.readout import Readout
 from fresco.reference.transformer import Batch, build_optimizers, build_transformer, flow_loss
 
@@ -191,12 +192,6 @@ class Training:
             optimizer.load_state_dict(saved)
         self.average, self.step = state["average"], state["step"]
         self.elapsed_s = state["elapsed_s"]
-
-
-def compute_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16, unless the device is a processor that must emulate it."""
-    slow = device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.float32 if slow else torch.bfloat16
 
 
 def train_transformer(
