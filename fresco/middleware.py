@@ -7,10 +7,11 @@ import dataclasses
 import functools
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from fresco.calls import Call, Listeners
@@ -24,7 +25,7 @@ from fresco.run import Run
 from fresco.schedule import Plan, PlanRequest, Step, check_spacing, keeps_schedule, make_plan
 from fresco.swap import enter_tokens, leave_tokens, lift_carrier
 from fresco.timing import now_s
-from fresco.wraps import call_by_name, wrap_method
+from fresco.wraps import call_by_name, calling, wrap_method
 
 
 class Middleware:
@@ -119,11 +120,12 @@ class Middleware:
             )
         fine = TokenLayout.whole(rows, columns, 1, self.adapter.patch_px)
         if self.recipe.stages:
-            self._check_latents(arguments.get("latents"), fine)
+            self._check_latents(arguments, fine)
         result = original(*args, **kwargs)
         packed = result[0] if isinstance(result, tuple) else result
         eps = self.adapter.unpack(packed, fine)
         run = Run(threading.current_thread(), fine, NoiseField(eps, fine.patch_px))
+        run.caller = calling(DiffusionPipeline)
         self._live = self.last = run
         return result
 
@@ -139,14 +141,19 @@ class Middleware:
                     "Call restore(), then accelerate the pipeline again.",
                 )
 
-    def _check_latents(self, latents: object, fine: TokenLayout) -> None:
+    def _check_latents(self, arguments: Mapping[str, Any], fine: TokenLayout) -> None:
         """Refuse latents of the caller's that are not of the asked size."""
-        n = fine.n_tokens
-        if isinstance(latents, Tensor) and (latents.ndim != 3 or latents.shape[1] != n):
+        latents, n = arguments.get("latents"), fine.n_tokens
+        if not isinstance(latents, Tensor):
+            return
+        b = arguments.get("batch_size", latents.shape[0])
+        c = arguments.get("num_channels_latents")
+        width = latents.shape[-1] if c is None else c * fine.patch_px**2
+        if latents.shape != (b, n, width):
             rows, columns = fine.sides.shape
             raise LayoutError(
                 "pipe(latents=...)",
-                f"packed latents [b, {n}, c] for {rows} x {columns} tokens",
+                f"packed latents [{b}, {n}, {width}] for {b} x {rows} x {columns} tokens",
                 list(latents.shape),
                 "Pack them as the pipeline does, or give their height and width.",
             )
@@ -193,6 +200,8 @@ class Middleware:
         run = self._live
         if run is None or not run.is_here or run.is_nested:
             return None
+        if run.caller is not calling(DiffusionPipeline):
+            return None  # of another pipeline on the same parts, or the run died
         if run.plan is None and self.recipe.stages:
             raise RunError(
                 "pipe(prompt, ...)",

@@ -52,6 +52,7 @@ class Run:
         mixed: Layouts of the images in a mixed step.
         is_nested: Whether a call of a part of the batch is going on.
         parts: Outputs of such calls.
+        caller: The pipeline in whose call it began; None outside of any.
     """
 
     thread: threading.Thread
@@ -68,6 +69,7 @@ class Run:
     mixed: tuple[TokenLayout, ...] = ()
     is_nested: bool = False
     parts: list[Any] = field(default_factory=list)
+    caller: object | None = None
     _layouts: dict[int, TokenLayout] = field(default_factory=dict)
     _fields: dict[tuple[int, ...], NoiseField] = field(default_factory=dict)
 

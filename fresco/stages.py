@@ -204,5 +204,10 @@ def _mixed_problems(stage: StageConfig, before: StageConfig | None, path: str) -
         yield f"shares must be in [0, 1], got {list(shares)} @ {path}.promote.budget"
     if isinstance(promote.budget, tuple) and len(promote.budget) != stage.steps:
         yield f"{len(promote.budget)} shares for {stage.steps} steps @ {path}.promote.budget"
+    earlier = before.promote if before else None
+    if earlier and promote.budget is not None and earlier.budget is not None:
+        last = earlier.budget if isinstance(earlier.budget, float) else max(earlier.budget)
+        if shares[0] < last or promote.split < earlier.split:
+            yield f"a promoted cell stays promoted: {last:g} of them are @ {path}.promote"
     if list(shares) != sorted(shares):
         yield f"a promoted cell stays promoted: shares must not fall @ {path}.promote.budget"

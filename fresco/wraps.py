@@ -86,3 +86,23 @@ def call_by_name(
     """
     names = list(inspect.signature(module.forward).parameters) if args else []
     return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def calling(kind: type) -> object | None:
+    """Find the innermost object of a kind whose method this call is made in.
+
+    Example:
+        >>> class Caller:
+        ...     def ask(self):
+        ...         return calling(Caller) is self
+        >>> Caller().ask(), calling(Caller)
+        (True, None)
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        names = frame.f_code.co_varnames[:1]
+        owner = frame.f_locals.get(names[0]) if names else None
+        if isinstance(owner, kind):
+            return owner
+        frame = frame.f_back
+    return None

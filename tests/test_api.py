@@ -286,7 +286,7 @@ def test_accelerating_twice_is_refused_also_through_shared_parts(tiny_flux_pipe)
         ({"height": 7, "width": 64}, errors.SizeError, "got 0 x 8 tokens from height=7, width=64"),
         ({"height": -16, "width": 64}, errors.SizeError, "got -2 x 8 tokens"),
         ({"sigmas": [1.0, 0.9, 0.1]}, errors.ScheduleError, "3 sigmas of the caller's"),
-        ({"latents": torch.zeros(1, 9, 16)}, errors.LayoutError, r"\[b, 64, c\] .*\[1, 9, 16\]"),
+        ({"latents": torch.zeros(1, 9, 16)}, errors.LayoutError, r"\[1, 64, 16\] .*\[1, 9, 16\]"),
     ],
     ids=["no token", "negative", "sigmas", "latents"],
 )

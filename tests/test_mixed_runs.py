@@ -209,3 +209,46 @@ def test_batches_with_ip_adapter_images_are_refused_in_mixed_stages(tiny_flux_pi
 
 def _fail_on_mixed(_module, _args, _kwargs=None):
     raise ValueError("on purpose")
+
+
+def test_another_pipeline_on_the_same_transformer_is_left_alone_after_a_run_died(tiny_flux_pipe):
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+
+    own = {"scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)}
+    other = FluxPipeline(**{**tiny_flux_pipe.components, **own})
+    other.default_sample_size = 16
+    other.set_progress_bar_config(disable=True)
+    expected, inside = draw_latents(other), []
+
+    def within(_pipe, step, _timestep, tensors):
+        if step == 2:
+            inside.append(draw_latents(other))
+        return tensors
+
+    def fail(*_):
+        raise ValueError("on purpose")
+
+    with fresco.accelerate(tiny_flux_pipe, MIXED):
+        plain = draw_latents(tiny_flux_pipe)
+        assert draw_latents(tiny_flux_pipe, callback_on_step_end=within).equal(plain)
+        assert inside[0].equal(expected)
+        with pytest.raises(ValueError, match="on purpose"):
+            draw_latents(tiny_flux_pipe, callback_on_step_end=fail)
+        assert draw_latents(other).equal(expected)
+        assert draw_latents(tiny_flux_pipe).equal(plain)
+
+
+def test_shares_that_fall_from_one_mixed_stage_to_the_next_are_refused():
+    stages = copy.deepcopy(MIXED["stages"])
+    less = {"score": "edges", "budget": 0.1}
+    stages.insert(2, {"cell": "mixed", "steps": 1, "until_sigma": 0.2, "promote": less})
+    with pytest.raises(fresco.errors.RecipeError, match=r"0.5 of them are @ \$.stages\[2\]"):
+        fresco.load_recipe({**MIXED, "stages": stages})
+
+
+@pytest.mark.parametrize("shape", [(2, 64, 16), (1, 64, 6), (1, 63, 16)], ids=str)
+def test_latents_of_another_shape_are_refused(tiny_flux_pipe, shape):
+    with fresco.accelerate(tiny_flux_pipe, MIXED):
+        with pytest.raises(fresco.errors.LayoutError, match=r"packed latents \[1, 64, 16\]"):
+            draw_latents(tiny_flux_pipe, latents=torch.zeros(shape))
+        assert draw_latents(tiny_flux_pipe).isfinite().all()

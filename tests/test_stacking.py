@@ -427,3 +427,24 @@ def test_all_phases_at_once_come_off_to_the_bit(intact, resolution):
     picture, rows, _ = run(intact, with_stack(resolution, *stack))
     assert list(rows) == ["lora", "quantize", "resolution", "cache"]
     assert picture.isfinite().all()
+
+
+@pytest.mark.parametrize("entry", ["quantize", "fused"])
+def test_restoring_follows_a_pipeline_that_has_moved(tiny_flux_pipe, entry):
+    fused = {"kind": "lora", "state_dict": lora_weights(tiny_flux_pipe), "fuse": True}
+    stack = [{"kind": "quantize"} if entry == "quantize" else fused]
+    accelerated = fresco.accelerate(tiny_flux_pipe, {"schema": 1, "model": "any", "stack": stack})
+    tiny_flux_pipe.to(torch.bfloat16)
+    accelerated.restore()
+    types = {weight.dtype for weight in tiny_flux_pipe.transformer.parameters()}
+    assert types == {torch.bfloat16}
+    assert draw_latents(tiny_flux_pipe).isfinite().all()
+
+
+def test_a_scheduler_that_was_put_in_since_stays(tiny_flux_pipe):
+    entry = {"kind": "lora", "state_dict": lora_weights(tiny_flux_pipe)}
+    accelerated = fresco.accelerate(tiny_flux_pipe, with_stack("plain", entry))
+    own = type(tiny_flux_pipe.scheduler).from_config(tiny_flux_pipe.scheduler.config)
+    tiny_flux_pipe.scheduler = own
+    accelerated.restore()
+    assert tiny_flux_pipe.scheduler is own

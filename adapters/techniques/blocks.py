@@ -82,3 +82,31 @@ def block_linears(transformer: torch.nn.Module, never: Sequence[str] = ()) -> It
             continue
         if not any(re.search(pattern, place.name) for pattern in (*NEVER, *never)):
             yield place
+
+
+def first_weight(transformer: torch.nn.Module) -> torch.Tensor:
+    """An empty tensor of the type and device of a transformer's first weight.
+
+    It is outside of the blocks in every family that is known, so nothing quantizes it.
+    """
+    weight = next(p for p in transformer.parameters() if p.is_floating_point())
+    return torch.empty(0, dtype=weight.dtype, device=weight.device)
+
+
+def moved(
+    weight: torch.nn.Parameter, was: torch.Tensor, transformer: torch.nn.Module
+) -> torch.nn.Parameter:
+    """Move a kept weight along, if the transformer has moved since; itself, if not.
+
+    Args:
+        weight: Kept while another stood in its place.
+        was: `first_weight` when it was taken out.
+        transformer: As it is now.
+
+    Returns:
+        The weight, where `transformer.to(...)` would have brought it.
+    """
+    now = first_weight(transformer)
+    if (now.dtype, now.device) == (was.dtype, was.device):
+        return weight
+    return torch.nn.Parameter(weight.detach().to(now), weight.requires_grad)

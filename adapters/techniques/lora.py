@@ -17,7 +17,7 @@ from fresco.techniques import (
     register_technique,
 )
 
-from .blocks import places
+from .blocks import first_weight, moved, places
 
 _OWN = ("peft_config", "_hf_peft_config_loaded", "lora_scale", "_safe_fusing")
 
@@ -54,9 +54,11 @@ class _Loaded(AbstractAttachment):
     def __init__(self, pipe: Any, config: LoraConfig) -> None:
         self._pipe, self._transformer = pipe, pipe.transformer
         self._scheduler = pipe.scheduler
+        self._put_scheduler: object = None
         self._check()
         self._own = {name: vars(self._transformer)[name] for name in _OWN if self._has(name)}
         self._before = places(self._transformer)
+        self._was = first_weight(self._transformer)
         self._weights: list[tuple[torch.nn.Module, torch.nn.Parameter]] = []
         self._n_layers, self._norm, self._is_fused = 0, 0.0, config.fuse
         try:
@@ -67,13 +69,14 @@ class _Loaded(AbstractAttachment):
 
     def restore(self) -> None:
         for module, weight in self._weights:
-            module.weight = weight
+            module.weight = moved(weight, self._was, self._transformer)
         for place in self._before:
             place.put(place.module)
         for name in _OWN:
             vars(self._transformer).pop(name, None)
         vars(self._transformer).update(self._own)
-        self._pipe.scheduler = self._scheduler
+        if self._put_scheduler is not None and self._pipe.scheduler is self._put_scheduler:
+            self._pipe.scheduler = self._scheduler
 
     def counts(self) -> Counts:
         how = "fused" if self._is_fused else "kept"
@@ -120,7 +123,8 @@ class _Loaded(AbstractAttachment):
             self._fuse(layers, name)
         if config.scheduler:
             scheduler = self._scheduler
-            self._pipe.scheduler = type(scheduler).from_config(scheduler.config, **config.scheduler)
+            made = type(scheduler).from_config(scheduler.config, **config.scheduler)
+            self._pipe.scheduler = self._put_scheduler = made
 
     def _fuse(self, layers: list[Any], name: str) -> None:
         """Merge into copies of the weights, and take the LoRA layers off."""

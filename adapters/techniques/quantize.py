@@ -18,7 +18,7 @@ from fresco.techniques import (
     register_technique,
 )
 
-from .blocks import Place, block_linears
+from .blocks import Place, block_linears, first_weight, moved
 
 Make = Callable[[torch.nn.Linear], torch.nn.Module]
 Form = Literal[
@@ -64,6 +64,7 @@ class _Quantized(AbstractAttachment):
     def __init__(self, transformer: torch.nn.Module, config: QuantizeConfig) -> None:
         self._n_bytes = self._n_kept_bytes = 0
         self._put: list[tuple[Place, torch.nn.Module]] = []
+        self._transformer, self._was = transformer, first_weight(transformer)
         make = _maker(config.form)
         places = list(block_linears(transformer, config.exclude))
         hooked = [place.name for place in places if "forward" in vars(place.module)]
@@ -83,6 +84,8 @@ class _Quantized(AbstractAttachment):
 
     def restore(self) -> None:
         for place, _ in reversed(self._put):
+            for name, weight in place.module.named_parameters(recurse=False):
+                setattr(place.module, name, moved(weight, self._was, self._transformer))
             place.put(place.module)
 
     def counts(self) -> Counts:
