@@ -66,7 +66,9 @@ def promote(layout: TokenLayout, score: Tensor, how: Promotion) -> TokenLayout:
 
 
 def budget_tokens(rows: int, columns: int, side: int, how: Promotion) -> int:
-    """Tokens that a budget asks for on a grid, cells at the border counted as whole ones.
+    """Tokens that a budget asks for on a grid, its upper left cells promoted.
+
+    Where cells reach over the border a run has fewer, if it promotes some of those.
 
     Args:
         rows: Fine token rows.
@@ -126,7 +128,7 @@ def _choose(small: Tensor, urgency: Tensor, areas: Tensor, how: Promotion) -> Te
 
 
 def _rounded(n: int, growth: Tensor, n_tokens: int, multiple: int) -> int:
-    """The least count of promotions from `n` on whose tokens are a multiple; all, if none is.
+    """The least count of promotions from `n` on whose tokens are a multiple; `n`, if none is.
 
     `growth` is by how many tokens each promotion, in order, adds to `n_tokens`.
     """
@@ -134,7 +136,7 @@ def _rounded(n: int, growth: Tensor, n_tokens: int, multiple: int) -> int:
         return n
     tokens = n_tokens + torch.cat((growth.new_zeros(1), growth.cumsum(0)))
     fits = (tokens[n:] % multiple == 0).nonzero().flatten()
-    return n + int(fits[0]) if len(fits) else len(growth)
+    return n + int(fits[0]) if len(fits) else n
 
 
 def _areas(rows: int, columns: int) -> Tensor:

@@ -76,12 +76,17 @@ def test_images_of_one_batch_have_layouts_of_their_own(tiny_flux_pipe):
 
 def test_true_guidance_sees_one_layout_in_both_passes(tiny_flux_pipe):
     seen = []
-    tiny_flux_pipe.transformer.register_forward_pre_hook(
-        lambda _m, _a, kwargs: seen.append(kwargs["img_ids"]), with_kwargs=True
-    )
     with fresco.accelerate(tiny_flux_pipe, MIXED) as accelerated:
+        handle = tiny_flux_pipe.transformer.register_forward_pre_hook(
+            lambda _m, _a, kwargs: seen.append(kwargs["img_ids"]), with_kwargs=True
+        )
         draw_latents(tiny_flux_pipe, negative_prompt="blue", true_cfg_scale=2.0)
+        handle.remove()
         assert [step.passes for step in accelerated.report.steps] == [2] * 6
+    assert len(seen) == 12
+    for one, other in zip(seen[::2], seen[1::2], strict=True):
+        assert one.equal(other)
+    assert [len(ids) for ids in seen[::2]] == [4, 4, 16, 25, 40, 64]
 
 
 def test_promoted_cells_stay_promoted_and_the_plan_is_kept(tiny_flux_pipe):
