@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -176,19 +178,30 @@ def test_the_readout_tells_the_scene_from_the_middle_of_the_transformer():
     torch.testing.assert_close(told.loss(batch.scenes), chance)
 
 
-def _average_in_a_process(rank, file):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{file}", rank=rank, world_size=2
+TWO_PROCESSES = """
+import torch
+from fresco.reference import parallel
+
+assert parallel.start(torch.device("cpu")) == torch.device("cpu")
+assert parallel.world() == 2
+tensors = [torch.full((2,), float(parallel.rank())), torch.full((3,), 10.0 * parallel.rank())]
+parallel.average_(tensors)
+assert tensors[0].tolist() == [0.5] * 2, tensors
+assert tensors[1].tolist() == [5.0] * 3, tensors
+parallel.wait()
+"""
+
+
+def test_processes_under_torchrun_average_their_gradients(tmp_path):
+    (tmp_path / "two.py").write_text(TWO_PROCESSES)
+    command = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+    ran = subprocess.run(
+        [*command, "--nproc-per-node", "2", str(tmp_path / "two.py")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    tensors = [torch.full((2,), float(rank)), torch.full((3,), 10.0 * rank)]
-    parallel.average_(tensors)
-    assert tensors[0].tolist() == [0.5] * 2
-    assert tensors[1].tolist() == [5.0] * 3
-    torch.distributed.destroy_process_group()
-
-
-def test_processes_average_their_gradients(tmp_path):
-    torch.multiprocessing.spawn(_average_in_a_process, (tmp_path / "meet",), nprocs=2)
+    assert ran.returncode == 0, ran.stderr
 
 
 def test_a_lone_process_keeps_its_gradients():
