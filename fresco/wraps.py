@@ -89,20 +89,26 @@ def call_by_name(
 
 
 def calling(kind: type) -> object | None:
-    """Find the innermost object of a kind whose method this call is made in.
+    """Find the innermost object of a kind whose `__call__` this is made in.
+
+    Args:
+        kind: Class of the object, or a base class.
+
+    Returns:
+        The object; None where no such call is on the stack.
 
     Example:
         >>> class Caller:
-        ...     def ask(self):
+        ...     def __call__(self):
         ...         return calling(Caller) is self
-        >>> Caller().ask(), calling(Caller)
+        >>> Caller()(), calling(Caller)
         (True, None)
     """
     frame = inspect.currentframe()
     while frame is not None:
-        names = frame.f_code.co_varnames[:1]
-        owner = frame.f_locals.get(names[0]) if names else None
-        if isinstance(owner, kind):
-            return owner
+        if frame.f_code.co_name == "__call__":
+            owner = frame.f_locals.get(frame.f_code.co_varnames[0])
+            if isinstance(owner, kind):
+                return owner
         frame = frame.f_back
     return None

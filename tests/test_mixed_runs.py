@@ -257,3 +257,67 @@ def test_latents_of_another_shape_are_refused(tiny_flux_pipe, shape):
         with pytest.raises(fresco.errors.LayoutError, match=r"packed latents \[1, 64, 16\]"):
             draw_latents(tiny_flux_pipe, latents=torch.zeros(shape))
         assert draw_latents(tiny_flux_pipe).isfinite().all()
+
+
+def test_a_denoising_loop_written_by_hand_is_accelerated_too(tiny_flux_pipe):
+    pipe = tiny_flux_pipe
+    with fresco.accelerate(pipe, MIXED) as accelerated, torch.no_grad():
+        expected = draw_latents(pipe)
+        tokens = [step.tokens for step in accelerated.report.steps]
+        text, pooled, text_ids = pipe.encode_prompt("a red circle", None, max_sequence_length=16)
+        draw = torch.Generator().manual_seed(0)
+        latents, ids = pipe.prepare_latents(1, 4, 64, 64, torch.float32, "cpu", draw)
+        pipe.scheduler.set_timesteps(sigmas=[1 - i / 6 for i in range(6)], mu=0.5)
+        for timestep in pipe.scheduler.timesteps:
+            velocity = pipe.transformer(
+                hidden_states=latents,
+                encoder_hidden_states=text,
+                pooled_projections=pooled,
+                timestep=timestep.expand(1) / 1000,
+                img_ids=ids,
+                txt_ids=text_ids,
+                return_dict=False,
+            )[0]
+            latents = pipe.scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+        pipe.maybe_free_model_hooks()
+        assert [step.tokens for step in accelerated.report.steps] == tokens
+    torch.testing.assert_close(latents, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_joint", [False, True], ids=["double", "single"])
+def test_coarse_queries_attend_at_their_own_stride(tiny_flux_pipe, is_joint):
+    """Slow and obvious: the attention of the seen tokens alone, at positions in cells."""
+    from fresco.adapters.models.flux_attention import Strides
+
+    from fresco.layout import TokenLayout
+
+    transformer, n_text = tiny_flux_pipe.transformer, 3
+    blocks = transformer.single_transformer_blocks if is_joint else transformer.transformer_blocks
+    attn = blocks[0].attn
+    layout = TokenLayout(torch.tensor([[2, 2, 1, 1], [2, 2, 1, 1]]))
+    draw = torch.Generator().manual_seed(0)
+    image, text = torch.randn(1, 5, 32, generator=draw), torch.randn(1, n_text, 32, generator=draw)
+
+    def attend(image, positions):
+        ids = torch.cat((torch.zeros(n_text + len(positions), 1), torch.cat(
+            (torch.zeros(n_text, 2), torch.tensor(positions)))), dim=1)  # fmt: skip
+        rotary = transformer.pos_embed(ids)
+        if is_joint:
+            joint = torch.cat((text, image), dim=1)
+            both = attn(hidden_states=joint, image_rotary_emb=rotary)
+            return both[:, n_text:], both[:, :n_text]
+        given = {"hidden_states": image, "encoder_hidden_states": text}
+        return attn(**given, image_rotary_emb=rotary)
+
+    positions = layout.positions("phase").tolist()
+    with torch.no_grad():
+        plain, plain_text = attend(image, positions)
+        small, _ = attend(image[:, [0, 1]], [[0.0, 0.0], [0.0, 1.0]])  # the upper left one of four
+        strides = Strides(transformer)
+        strides.aim({"img_ids": torch.zeros(5, 3), "txt_ids": torch.zeros(n_text, 3)}, layout)
+        seen, seen_text = attend(image, positions)
+        strides.remove()
+    torch.testing.assert_close(seen[:, 0], small[:, 0])
+    assert not torch.isclose(seen[:, 0], plain[:, 0]).all()
+    assert seen[:, 1:].equal(plain[:, 1:])
+    assert seen_text.equal(plain_text)
