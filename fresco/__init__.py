@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fresco.api import Accelerated, accelerate
     from fresco.cost import Cost
     from fresco.errors import FrescoError, RecipeError
+    from fresco.planner import Forecast, plan
     from fresco.recipe import Recipe, known_recipes, load_recipe
     from fresco.report import Report
     from fresco.schedule import Plan
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Accelerated",
     "Cost",
+    "Forecast",
     "FrescoError",
     "Plan",
     "Recipe",
@@ -28,11 +30,13 @@ __all__ = [
     "accelerate",
     "known_recipes",
     "load_recipe",
+    "plan",
 ]
 
 _HOMES = {
     "Accelerated": "api",
     "Cost": "cost",
+    "Forecast": "planner",
     "FrescoError": "errors",
     "Plan": "schedule",
     "Recipe": "recipe",
@@ -41,6 +45,7 @@ _HOMES = {
     "accelerate": "api",
     "known_recipes": "recipe",
     "load_recipe": "recipe",
+    "plan": "planner",
 }
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fresco.checks import check_model, check_scheduler, check_start, check_unattached
+from fresco.checks import check_mixes, check_model, check_scheduler, check_start, check_unattached
+from fresco.combinations import check_combination, warn_combination
 from fresco.cost import Cost, plan_cost
-from fresco.errors import AdapterError, ScheduleError
+from fresco.errors import AdapterError, FrescoWarning, ScheduleError
 from fresco.middleware import Middleware
 from fresco.ports import AbstractModelAdapter, find_adapter
 from fresco.recipe import Recipe, load_recipe
@@ -79,7 +81,8 @@ class Accelerated:
     def restore(self) -> None:
         """Take the whole stack off, last on first off; the pipeline is as before.
 
-        A second time does nothing.
+        A second time does nothing. Of what the recipe did not keep (`keep_original: false`)
+        it warns before anything is taken off, and leaves it.
 
         Raises:
             AttachError: If others have built on it since; nothing is taken off then.
@@ -132,7 +135,11 @@ def accelerate(pipe: Any, recipe: str | Path | Mapping[str, Any] | Recipe) -> Ac
         RecipeError: If the recipe has problems, or is for another model.
         AdapterError: If the transformer has no adapter, or the pipeline is not of its kind.
         ScheduleError: If the scheduler is stochastic or not known to be deterministic.
-        AttachError: If the pipeline is accelerated already, or a technique does not attach.
+        AttachError: If the pipeline is accelerated already, a technique does not attach, or
+            the stack is known to be bad.
+
+    Warns:
+        FrescoWarning: If the stack is not in the matrix of combinations.
 
     Example:
         >>> accelerate(object(), "reference_5")  # doctest: +ELLIPSIS
@@ -148,17 +155,24 @@ def accelerate(pipe: Any, recipe: str | Path | Mapping[str, Any] | Recipe) -> Ac
             raise AdapterError(_WHERE, f"a pipeline with a {name}", got, fix)
     adapter = find_adapter(pipe.transformer)
     check_model(pipe, checked)
+    if checked.stages and adapter.model == "any":
+        message = f"{type(pipe.transformer).__name__} has no adapter: whole-grid stages only"
+        hint = "; one would add mixed layouts, costs and checks (docs/how-to/add-a-model.md)"
+        warnings.warn(message + hint, FrescoWarning, stacklevel=2)
     check_unattached(pipe)
+    doubt = check_combination(pipe, checked)
     stack = Stack(pipe, checked.techniques)
     plan = None
 
     def make() -> Middleware:
         nonlocal plan
         if checked.stages:
+            check_mixes(adapter, checked)
             check_scheduler(pipe.scheduler)
             check_start(pipe)
             adapter.check(pipe)
         plan = _baseline_plan(pipe, checked, adapter)
+        warn_combination(doubt)
         return Middleware(pipe, checked, adapter)
 
     return Accelerated(stack.attach(make), stack, plan)
@@ -171,5 +185,6 @@ def _baseline_plan(pipe: Any, recipe: Recipe, adapter: AbstractModelAdapter) -> 
     baseline = recipe.baseline
     height, width = (baseline.height, baseline.width) if baseline else (None, None)
     rows, columns = adapter.grid(pipe, height, width)
-    shift = functools.partial(adapter.shift, pipe.scheduler)
-    return make_plan(recipe, PlanRequest(recipe.baseline_steps, rows, columns, shift))
+    n_steps = recipe.baseline_steps
+    shift = functools.partial(adapter.shift, pipe.scheduler, n_steps=n_steps)
+    return make_plan(recipe, PlanRequest(n_steps, rows, columns, shift))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from fresco.errors import AttachError, RecipeError, ScheduleError
 from fresco.middleware import Middleware
+from fresco.ports import AbstractModelAdapter
 from fresco.recipe import Recipe
+from fresco.run_checks import starts_from_picture
 from fresco.wraps import has_wraps
 
 _WHERE = "accelerate(pipe, recipe)"
@@ -27,6 +28,14 @@ def check_model(pipe: Any, recipe: Recipe) -> None:
     if recipe.model != "any" and recipe.model not in names:
         problem = f"the recipe is for {recipe.model}, the pipeline has a {names[0]} @ $.model"
         raise RecipeError(_WHERE, [problem])
+
+
+def check_mixes(adapter: AbstractModelAdapter, recipe: Recipe) -> None:
+    """Refuse mixed stages for a family that has whole grids only."""
+    for i, stage in enumerate(recipe.stages):
+        if stage.cell == "mixed" and not adapter.mixes:
+            family = f"whole-grid stages with {type(adapter).__name__}"
+            raise RecipeError(_WHERE, [f"only {family}, got cell: mixed @ $.stages[{i}].cell"])
 
 
 def check_scheduler(scheduler: Any) -> None:
@@ -52,7 +61,7 @@ def check_scheduler(scheduler: Any) -> None:
 
 def check_start(pipe: Any) -> None:
     """Refuse pipelines that start from a picture: their latents are no noise field."""
-    if "strength" in inspect.signature(type(pipe).__call__).parameters:
+    if starts_from_picture(pipe):
         raise AttachError(
             _WHERE,
             "a pipeline that starts at sigma 1",

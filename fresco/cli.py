@@ -11,13 +11,25 @@ import typer
 from rich import box
 from rich.table import Table
 
+from fresco.cli_doctor import doctor
 from fresco.cli_parts import clear_errors, console, named_tasks, progress_bar
+from fresco.cli_plan import plan
+from fresco.cli_recipes import recipes
 from fresco.cli_reference import reference
+from fresco.cli_run import run
+from fresco.cli_tune import tune
+from fresco.cli_validate import validate
 
 app = typer.Typer(
     help="Diffusion Transformers many times faster, without retraining.", no_args_is_help=True
 )
 app.add_typer(reference, name="reference")
+app.add_typer(recipes, name="recipes")
+app.command()(plan)
+app.command()(run)
+app.command()(doctor)
+app.command()(validate)
+app.command()(tune)
 
 Out = Annotated[Path, typer.Option("--out", help="Directory of comparison.png and report.json.")]
 Captions = Annotated[int, typer.Option("--prompts", help="Held-out captions.")]
@@ -76,18 +88,27 @@ def demo(
     console.print(f"Wrote {out / 'comparison.png'} and {out / 'report.json'}.", soft_wrap=True)
 
 
-@app.command()
-def recipes() -> None:
-    """List the recipes that ship with the package."""
-    from fresco.recipe import known_recipes, load_recipe
+@app.command("stack-table")
+def stack_table(
+    prompts: Annotated[int, typer.Option(help="Held-out captions, one picture each.")] = 4,
+    steps: Annotated[int, typer.Option(help="Solver steps that every row is asked for.")] = 50,
+    recipe: Annotated[
+        str, typer.Option(help="Name of a recipe, or path of a YAML file.")
+    ] = "reference_5x",
+    json: Annotated[Path | None, typer.Option(help="File to write too.")] = None,
+    dtype: Dtype = "float32",
+) -> None:
+    """Add one technique per row, measure every row: gains do not multiply."""
+    with clear_errors():
+        with console.status("Loading"):
+            from fresco.reference.waterfall import StackTable, run_stack_table
 
-    table = Table("recipe", "model", "stages (cell x steps)", "expects")
-    for name in known_recipes():
-        recipe = load_recipe(name)
-        stages = ", ".join(f"{stage.cell} x {stage.steps}" for stage in recipe.stages) or "-"
-        speedup = recipe.expects.speedup
-        table.add_row(name, recipe.model, stages, f"{speedup:g}x" if speedup else "-")
-    console.print(table)
+        table = StackTable(recipe, prompts, steps, json, dtype)
+        with progress_bar() as bar:
+            report = run_stack_table(table, named_tasks(bar))
+    _print_stack_table(report)
+    if json is not None:
+        console.print(f"Wrote {json}.", soft_wrap=True)
 
 
 @app.command()
@@ -179,6 +200,42 @@ def _demo_table(report: Mapping[str, Any]) -> Table:
             f"{report[f'judge_{key}_scene']:.1%}",
         )
     return table
+
+
+def _print_stack_table(report: Mapping[str, Any]) -> None:
+    """A row per technique; what cannot run here says why, what got slower says so."""
+    columns = ("steps", "loop s", "speedup", "gain", "FLOPs", "PSNR dB", "SSIM", "asked", "scenes")
+    title = f"{report['recipe']}, {report['n_prompts']} captions, {report['dtype']}"
+    caption = "gain: over the row above; asked: share of the asked attributes that are shown"
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for column in columns:
+        table.add_column(column)
+    notes = []
+    for row in report["rows"]:
+        said = [row["refused"]] if "refused" in row else row["notes"]
+        notes += [f"{row['name']}: {note}" for note in said]
+        if "refused" in row:
+            table.add_row(row["name"], "", "cannot run here")
+            continue
+        flops = row["flops_speedup"]
+        is_baseline = row["recipe"] is None
+        psnr = "equal" if row["psnr_db"] is None else f"{row['psnr_db']:.1f}"
+        table.add_row(
+            row["name"],
+            str(row["steps"]),
+            f"{row['loop_s']:.2f}",
+            f"{row['speedup']:.2f}x",
+            f"{row['gain']:.2f}x",
+            "" if flops is None else f"{flops:.2f}x",
+            "" if is_baseline else psnr,
+            "" if is_baseline else f"{row['ssim']:.3f}",
+            f"{row['judge']:.1%}",
+            f"{row['scene']:.1%}",
+        )
+    console.print(table)
+    for note in notes:
+        console.print(f"- {note}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_study(report: Mapping[str, Any]) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -55,6 +58,11 @@ def named_tasks(bar: Progress) -> Callable[[str, int, int], None]:
         bar.update(tasks[name], completed=done)
 
     return advance
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write a result where a program can read it."""
+    file.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def fraction_table(title: str, fractions: Mapping[str, float], bar: Mapping[str, float]) -> Table:

@@ -33,6 +33,9 @@ def train(
     from_shipped: Annotated[
         bool, typer.Option("--from-shipped", help="Go on from the weights that ship.")
     ] = False,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Series of the training scenes; 2, 3, 7 and 11 are taken.")
+    ] = 1,
 ) -> None:
     """Train the reference model; an interrupted training goes on where it stopped."""
     with clear_errors():
@@ -54,9 +57,8 @@ def train(
                 bar.update(task, description=text)
 
             where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-            out = train_reference(
-                folder, hours, log, torch.device(where), PIPELINE if from_shipped else None
-            )
+            start = PIPELINE if from_shipped else None
+            out = train_reference(folder, hours, log, torch.device(where), start, seed)
     console.print(f"Wrote {out}.", soft_wrap=True)
 
 

@@ -1,18 +1,21 @@
-"""FLOPs of a plan, counted on the meta device: no weights, no arithmetic."""
+"""FLOPs and memory of a plan, counted on the meta device: no weights, no arithmetic."""
 
 from __future__ import annotations
 
 import functools
 import json
-from collections import Counter
+import math
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from fresco.layout import TokenLayout
+from fresco.memory import peak_bytes
 from fresco.ports import AbstractModelAdapter, find_adapter
-from fresco.schedule import Plan
+from fresco.schedule import Plan, Step
+from fresco.score import CELL
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,48 @@ def pass_flops(transformer: Any, n_tokens: int, n_text_tokens: int) -> int:
     Returns:
         FLOPs of matrix products and attention (a multiply and an add count as two).
     """
-    find_adapter(transformer)
-    config = json.dumps(dict(transformer.config), sort_keys=True, default=str)
-    return _count(cast(Any, type(transformer)), config, n_tokens, n_text_tokens)
+    return _count(*_identity(transformer), n_tokens, n_text_tokens)
+
+
+def pass_bytes(
+    transformer: Any, n_tokens: int, n_text_tokens: int, dtype: torch.dtype = torch.bfloat16
+) -> int:
+    """Estimate the activations that one transformer call holds at its peak, batch 1.
+
+    Args:
+        transformer: A diffusers model; only its class and config are used.
+        n_tokens: Image tokens.
+        n_text_tokens: Text tokens.
+        dtype: Of weights and activations.
+
+    Returns:
+        Bytes besides the weights, with fused attention; what allocators round up is not in it.
+    """
+    return _follow(*_identity(transformer), n_tokens, n_text_tokens, dtype)
+
+
+def weight_bytes(transformer: Any, dtype: torch.dtype = torch.bfloat16) -> int:
+    """Count the bytes of a transformer's weights in a dtype, from its class and config."""
+    model, config = _identity(transformer)
+    n_weights: int = sum(weight.numel() for weight in skeleton(model, config).parameters())
+    return n_weights * dtype.itemsize
+
+
+def step_flops(plan: Plan, step: Step, transformer: Any, n_text_tokens: int) -> int:
+    """Count the FLOPs of one step of a plan, one pass.
+
+    Args:
+        plan: Of a run.
+        step: One of its steps.
+        transformer: A diffusers model; only its class and config are used.
+        n_text_tokens: Text tokens of the call.
+
+    Returns:
+        FLOPs; with phase-aligned positions those of the second attention too.
+    """
+    identity = _identity(transformer)
+    again = (_count_attention(*identity, n, n_text_tokens) for n in _seen_again(plan, step))
+    return pass_flops(transformer, step.n_tokens, n_text_tokens) + sum(again)
 
 
 def plan_cost(plan: Plan, transformer: Any, n_text_tokens: int) -> Cost:
@@ -60,24 +102,66 @@ def plan_cost(plan: Plan, transformer: Any, n_text_tokens: int) -> Cost:
     Returns:
         Both counts.
     """
-    calls = Counter(step.n_tokens for step in plan.steps)
-    flops = sum(n * pass_flops(transformer, tokens, n_text_tokens) for tokens, n in calls.items())
-    full = pass_flops(transformer, plan.rows * plan.columns, n_text_tokens)
+    flops = sum(step_flops(plan, step, transformer, n_text_tokens) for step in plan.steps)
+    full = pass_flops(transformer, plan.n_full_tokens, n_text_tokens)
     return Cost(flops, plan.n_requested * full)
 
 
 @functools.lru_cache(maxsize=256)
 def _count(model: Any, config: str, n_tokens: int, n_text_tokens: int) -> int:
     """Count on a copy without weights; cached per model and shape."""
-    transformer = _skeleton(model, config)
+    transformer = skeleton(model, config)
     adapter: AbstractModelAdapter = find_adapter(transformer)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         transformer(**adapter.example_call(transformer, n_tokens, n_text_tokens))
     return int(counter.get_total_flops())
 
 
+@functools.lru_cache(maxsize=64)
+def _count_attention(model: Any, config: str, n_tokens: int, n_text_tokens: int) -> int:
+    """FLOPs of the attention modules alone, in one call; cached per model and shape."""
+    transformer = skeleton(model, config)
+    adapter: AbstractModelAdapter = find_adapter(transformer)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        transformer(**adapter.example_call(transformer, n_tokens, n_text_tokens))
+    by_module = counter.get_flop_counts()
+    return sum(sum(counts.values()) for name, counts in by_module.items() if name.endswith(".attn"))
+
+
+def _seen_again(plan: Plan, step: Step) -> list[int]:
+    """Tokens that coarse queries attend to once more, by side: phase-aligned attention."""
+    if step.units != "phase" or step.promotion is None:
+        return []
+    layout = TokenLayout.whole(plan.rows, plan.columns, 1)
+    sides = [4, CELL] if step.side == 4 and step.promotion.split < 1 else [CELL]
+    return [plan.frames * math.prod(layout.cells(side)) for side in sides]
+
+
+@functools.lru_cache(maxsize=64)
+def _follow(model: Any, config: str, n_tokens: int, n_text_tokens: int, dtype: torch.dtype) -> int:
+    """Follow the allocations of a copy without weights; cached per model and shape."""
+    with torch.device("meta"):
+        transformer = model.from_config(json.loads(config))
+    torch.nn.Module.to(transformer, dtype)  # diffusers' own warns of what is kept in float32
+    adapter: AbstractModelAdapter = find_adapter(transformer)
+    call = adapter.example_call(transformer, n_tokens, n_text_tokens)
+    return peak_bytes(lambda: transformer(**call), transformer.parameters())
+
+
 @functools.lru_cache(maxsize=4)
-def _skeleton(model: Any, config: str) -> Any:
-    """Build a model of this config on the meta device."""
+def skeleton(model: Any, config: str) -> Any:
+    """Build a model without weights, on the meta device; only ever read, since it is cached.
+
+    Args:
+        model: Class of a diffusers model.
+        config: Its config as JSON.
+    """
     with torch.device("meta"):
         return model.from_config(json.loads(config))
+
+
+def _identity(transformer: Any) -> tuple[Any, str]:
+    """What counts are cached by: class and config."""
+    find_adapter(transformer)
+    config = json.dumps(dict(transformer.config), sort_keys=True, default=str)
+    return cast(Any, type(transformer)), config

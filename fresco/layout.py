@@ -120,13 +120,14 @@ class TokenLayout:
         """Whether all cells have one side."""
         return len(self.sides_used) == 1
 
-    def positions(self, units: PositionUnits) -> Tensor:
+    def positions(self, units: PositionUnits, side: int = 1) -> Tensor:
         """Where tokens are, row and column.
 
         Args:
             units: `native`: contiguous integers of each token's own size, for whole grids;
-                `fine`: centres, in fine tokens; `coarse`: top-left corners, in cells of the
-                coarsest side; `anchor` and `phase`: top-left fine token.
+                `fine`: centres, in fine tokens; `coarse`: top-left corners, in cells of
+                `side`; `anchor` and `phase`: top-left fine token.
+            side: Of the stage's coarsest cells, also once all of them are promoted.
 
         Returns:
             Float32 [n, 2].
@@ -135,14 +136,14 @@ class TokenLayout:
             >>> layout = TokenLayout(torch.tensor([[1, 1, 2, 2], [1, 1, 2, 2]]))
             >>> layout.positions("fine").tolist()[:3]
             [[0.0, 0.0], [0.0, 1.0], [0.5, 2.5]]
-            >>> layout.positions("coarse").tolist()[:3]
+            >>> layout.positions("coarse", side=2).tolist()[:3]
             [[0.0, 0.0], [0.0, 0.5], [0.0, 1.0]]
         """
         starts, sides = self.token_starts.float(), self.token_sides[:, None]
         if units == "native":
             return starts / sides
         if units == "coarse":
-            return starts / self.sides_used[0]
+            return starts / side
         return starts + (sides - 1) / 2 if units == "fine" else starts
 
     def seen_at(self, side: int) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,8 @@ import dataclasses
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,14 +16,29 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from fresco.calls import Call, Listeners
-from fresco.errors import AttachError, LayoutError, RunError, SizeError
+from fresco.errors import AttachError, FrescoWarning, RunError
 from fresco.layout import TokenLayout
 from fresco.noise import NoiseField, working_dtype
 from fresco.ports import AbstractModelAdapter
 from fresco.recipe import Recipe
 from fresco.report import Report
 from fresco.run import Run
-from fresco.schedule import Plan, PlanRequest, Step, check_spacing, keeps_schedule, make_plan
+from fresco.run_checks import (
+    check_component,
+    check_latents,
+    check_size,
+    check_spacing,
+    refuse_thread,
+    starts_from_picture,
+)
+from fresco.schedule import (
+    Plan,
+    PlanRequest,
+    Step,
+    keeps_schedule,
+    make_plan,
+    planned_steps,
+)
 from fresco.swap import enter_tokens, leave_tokens, lift_carrier
 from fresco.timing import now_s
 from fresco.wraps import call_by_name, calling, wrap_method
@@ -43,6 +59,7 @@ class Middleware:
         self.last: Run | None = None
         self.listeners = Listeners()
         self._live: Run | None = None
+        self._early_steps: int | None = None  # asked for before the run's latents were made
         self._call: Call | None = None  # what listeners are told of the call at hand
         self._undo = contextlib.ExitStack()
         self._wraps: list[tuple[Any, str, object]] = []  # owner, name, what was put there
@@ -67,8 +84,9 @@ class Middleware:
             undo.callback(pre.remove)
             post = self.transformer.register_forward_hook(self._after_forward, with_kwargs=True)
             undo.callback(post.remove)
-            if any(stage.units == "phase" for stage in self.recipe.stages):
-                undo.callback(self.adapter.attach_strides(self.transformer))
+            if self.recipe.stages:
+                units = {stage.units for stage in self.recipe.stages}
+                undo.callback(self.adapter.attach(self.transformer, units))
             self._undo = undo.pop_all()
 
     def check_restorable(self) -> None:
@@ -98,100 +116,81 @@ class Middleware:
     ) -> Any:
         """Begin a run: grid and noise field."""
         live = self._live
-        if live and live.thread.is_alive() and not live.is_here:
-            raise RunError(
-                "pipe(prompt, ...)",
-                "one call at a time on an accelerated pipeline",
-                f"a call while thread {live.thread.name!r} is in one",
-                "Wait for it, or use a pipeline per thread.",
-            )
+        if live and live.goes_on_elsewhere:
+            refuse_thread(live.thread)
         self._live = None  # a run that died is taken over
         self.adapter.aim({}, None)
-        self._check_components()
+        check_component("transformer", self.pipe.transformer, self.transformer)
+        check_component("scheduler", self.pipe.scheduler, self.scheduler)
         arguments = inspect.signature(original).bind(*args, **kwargs).arguments
         height, width = arguments.get("height"), arguments.get("width")
         rows, columns = self.adapter.grid(self.pipe, height, width)
-        if rows < 1 or columns < 1:
-            raise SizeError(
-                "pipe(height, width)",
-                "a picture of at least 1 x 1 tokens",
-                f"{rows} x {columns} tokens from height={height}, width={width}",
-                "Ask for a larger picture.",
-            )
+        check_size(rows, columns, height, width)
         fine = TokenLayout.whole(rows, columns, 1, self.adapter.patch_px)
-        if self.recipe.stages:
-            self._check_latents(arguments, fine)
+        latents = arguments.get("latents")
+        if self.recipe.stages and isinstance(latents, Tensor):
+            b = arguments.get("batch_size", len(latents))
+            check_latents(latents, b, self.adapter.latents_shape(fine), fine)
         result = original(*args, **kwargs)
         packed = result[0] if isinstance(result, tuple) else result
         eps = self.adapter.unpack(packed, fine)
-        run = Run(threading.current_thread(), fine, NoiseField(eps, fine.patch_px))
+        frames = self.adapter.frames(packed)
+        run = Run(threading.current_thread(), fine, NoiseField(eps, fine.patch_px), frames)
         run.caller = calling(DiffusionPipeline)
+        early, self._early_steps = self._early_steps, None
+        if early and run.caller is self.pipe:
+            self._resolve(run, early)
         self._live = self.last = run
         return result
-
-    def _check_components(self) -> None:
-        """Refuse a pipeline whose transformer or scheduler was exchanged after attaching."""
-        for name in ("transformer", "scheduler"):
-            now = getattr(self.pipe, name)
-            if now is not getattr(self, name):
-                raise RunError(
-                    "pipe(prompt, ...)",
-                    f"the {name} that was accelerated",
-                    f"another {type(now).__name__}",
-                    "Call restore(), then accelerate the pipeline again.",
-                )
-
-    def _check_latents(self, arguments: Mapping[str, Any], fine: TokenLayout) -> None:
-        """Refuse latents of the caller's that are not of the asked size."""
-        latents, n = arguments.get("latents"), fine.n_tokens
-        if not isinstance(latents, Tensor):
-            return
-        b = arguments.get("batch_size", latents.shape[0])
-        c = arguments.get("num_channels_latents")
-        width = latents.shape[-1] if c is None else c * fine.patch_px**2
-        if latents.shape != (b, n, width):
-            rows, columns = fine.sides.shape
-            raise LayoutError(
-                "pipe(latents=...)",
-                f"packed latents [{b}, {n}, {width}] for {b} x {rows} x {columns} tokens",
-                list(latents.shape),
-                "Pack them as the pipeline does, or give their height and width.",
-            )
 
     def _set_timesteps(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Resolve the plan of the run that has begun, and install its sigmas."""
-        run = self._live
-        if run is None or run.plan or not run.is_here:
+        run, caller = self._live, calling(DiffusionPipeline)
+        is_begun = run and run.is_here and run.plan is None and run.caller is caller
+        if not is_begun and (caller is not self.pipe or starts_from_picture(self.pipe)):
             if run and run.is_here:
                 self._live = None  # that run died; this is another pipeline's
             return original(*args, **kwargs)
+        if run and run.goes_on_elsewhere:
+            refuse_thread(run.thread)
         self._live = None  # stays so if anything below raises
         asked = inspect.signature(original).bind(*args, **kwargs).arguments
         result = original(*args, **kwargs)
         n_steps = len(self.scheduler.timesteps)
         if not keeps_schedule(self.recipe, n_steps):
-            check_spacing(asked)
-        run.plan = make_plan(self.recipe, self._request(run, n_steps))
-        if not run.plan.keeps_schedule:
-            self._install(run.plan)
-        self._live = run
+            check_spacing(asked, self.adapter.spacing)
+        if run and is_begun:
+            self._resolve(run, n_steps)
+            self._live = run
+        else:  # before prepare_latents: the grid is not known yet, but the number of steps is
+            self._early_steps = n_steps
+            if not keeps_schedule(self.recipe, n_steps):
+                n_calls = planned_steps(self.recipe, n_steps)
+                self.scheduler.timesteps = self.scheduler.timesteps[:1].repeat(n_calls)
         return result
 
-    def _request(self, run: Run, n_steps: int) -> PlanRequest:
-        """What this run asks for."""
+    def _resolve(self, run: Run, n_steps: int) -> None:
+        """Make the plan of a run, and install its sigmas."""
         rows, columns = run.fine.sides.shape
         own = tuple(float(sigma) for sigma in self.scheduler.sigmas)
-        shift = functools.partial(self.adapter.shift, self.scheduler)
-        return PlanRequest(n_steps, rows, columns, shift, own)
+        shift = functools.partial(self.adapter.shift, self.scheduler, n_steps=n_steps)
+        request = PlanRequest(n_steps, rows, columns, shift, own, run.frames)
+        run.plan = make_plan(self.recipe, request)
+        if not run.plan.keeps_schedule:
+            self._install(run.plan)
 
     def _install(self, plan: Plan) -> None:
         """Overwrite the scheduler's sigmas: passed ones would be shifted again."""
         scheduler = self.scheduler
         like = scheduler.sigmas
         scheduler.sigmas = torch.tensor(plan.sigmas, dtype=torch.float32, device=like.device)
-        scheduler.timesteps = scheduler.sigmas[:-1] * scheduler.config.num_train_timesteps
+        timesteps = scheduler.sigmas[:-1] * scheduler.config.num_train_timesteps
+        if len(scheduler.timesteps) == len(timesteps):
+            scheduler.timesteps.copy_(timesteps)  # in place: the pipeline may have them already
+        else:
+            scheduler.timesteps = timesteps
         scheduler.num_inference_steps = len(plan.steps)
         scheduler.set_begin_index(0)
 
@@ -307,6 +306,10 @@ class Middleware:
         """End the run."""
         result = original(*args, **kwargs)
         if self._live and self._live.is_here:
-            self._live = self._call = None
+            run, self._live, self._call = self._live, None, None
             self.listeners.end_run()
+            if reason := run.idle_threshold():
+                warnings.warn(
+                    f"promotion by tau did nothing: {reason}", FrescoWarning, stacklevel=3
+                )
         return result

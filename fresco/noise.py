@@ -101,8 +101,8 @@ class NoiseField:
         return torch.stack(images).to(self.eps.device)
 
     def images(self, index: Tensor) -> NoiseField:
-        """Return the field of some images of the batch, by their numbers."""
-        if len(index) == len(self.eps):
+        """Return the field of some images of the batch, by their numbers; an image may repeat."""
+        if index.tolist() == list(range(len(self.eps))):
             return self
         return NoiseField(self.eps[index.to(self.eps.device)], self.patch_px)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -19,29 +20,75 @@ ENTRY_POINT_GROUP = "fresco.adapters"
 class AbstractModelAdapter(ABC):
     """Everything that fresco must know about one model family.
 
-    The carrier is the pipeline's latents as [b, c, h, w]; a call is the transformer's
-    arguments by name. Tokens are [b, n, c, p, p] in the order of their layout.
+    The carrier is the pipeline's latents as [b, c, h, w]; the frames of a video are channels
+    of it. A call is the transformer's arguments by name; guidance may have the batch repeated
+    in it. Tokens are [b, n, c, p, p] in the order of their layout.
+
+    Args:
+        transformer: `pipe.transformer`; only its config is kept.
     """
 
     model: ClassVar[str]  # class name of pipe.transformer
-    patch_px: ClassVar[int]  # latent pixels along one side of a fine token
-    noise_coefficient: ClassVar[float]  # of eps in what the transformer returns: 1 for a flow
+    patch_px: int  # latent pixels along one side of a fine token
+    noise_coefficient: ClassVar[float] = 1.0  # of eps in what the transformer returns
+    mixes: ClassVar[bool] = True  # whether cells of several sides can be in one sequence
 
-    @abstractmethod
-    def check(self, pipe: Any) -> None:
-        """Raise `AdapterError` for pipelines of this model that staged recipes cannot drive."""
+    def __init__(self, transformer: Any) -> None:
+        self.config = transformer.config
+
+    def check(self, pipe: Any) -> None:  # noqa: ARG002
+        """Raise `AdapterError` for pipelines of this model that staged recipes cannot drive.
+
+        By default, those whose transformer sees more channels than it predicts.
+        """
+        seen, predicted = self.config.in_channels, self.config.get("out_channels")
+        if predicted not in {None, seen}:
+            raise AdapterError(
+                "accelerate(pipe, recipe)",
+                f"a transformer that sees latents only ({predicted} channels)",
+                f"{seen} input channels",
+                "Use the text-to-image or -video pipeline, or a recipe without stages.",
+            )
 
     @abstractmethod
     def grid(self, pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:
         """Fine token rows and columns of a picture in image px; None is the pipeline's default."""
 
+    def spacing(self, n_steps: int) -> Sequence[float]:
+        """Sigmas that the pipeline passes by itself, before any shift."""
+        return [1 - step / n_steps for step in range(n_steps)]
+
+    def shift(self, scheduler: Any, n_tokens: int, n_steps: int) -> float:  # noqa: ARG002
+        """Shift that the pipeline would give the scheduler for a picture of `n_tokens`.
+
+        Args:
+            scheduler: Of the pipeline.
+            n_tokens: Image tokens.
+            n_steps: As requested; most families do not need them.
+
+        Source:
+            `calculate_shift` of huggingface/diffusers@v0.42.1:
+            src/diffusers/pipelines/flux/pipeline_flux.py (Apache-2.0).
+        """
+        config = scheduler.config
+        if not config.use_dynamic_shifting:
+            return float(scheduler.shift)
+        least, most = config.base_image_seq_len, config.max_image_seq_len
+        slope = (config.max_shift - config.base_shift) / (most - least)
+        mu = config.base_shift + slope * (n_tokens - least)
+        return math.exp(mu) if config.time_shift_type == "exponential" else float(mu)
+
     @abstractmethod
-    def shift(self, scheduler: Any, n_tokens: int) -> float:
-        """Shift that the pipeline would give the scheduler for a picture of `n_tokens`."""
+    def latents_shape(self, layout: TokenLayout) -> tuple[int, ...]:
+        """Shape of one image's latents as the pipeline takes them; -1 is any number (of frames)."""
+
+    def frames(self, packed: Tensor) -> int:  # noqa: ARG002
+        """Latent frames of pipeline latents."""
+        return 1
 
     @abstractmethod
     def unpack(self, packed: Tensor, layout: TokenLayout) -> Tensor:
-        """View pipeline latents, condition tokens left aside, as the carrier."""
+        """View pipeline latents, condition tokens left aside, as the carrier of a layout's grid."""
 
     @abstractmethod
     def pack(self, carrier: Tensor) -> Tensor:
@@ -52,8 +99,8 @@ class AbstractModelAdapter(ABC):
         """Take the carrier out of a call."""
 
     @abstractmethod
-    def select(self, call: Mapping[str, Any], images: Sequence[int]) -> dict[str, Any]:
-        """Return the call of some images of its batch, by their numbers."""
+    def select(self, call: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+        """Return the call of some rows of its batch, by their numbers; for mixed layouts."""
 
     @abstractmethod
     def embed(
@@ -69,21 +116,29 @@ class AbstractModelAdapter(ABC):
     def replace(self, output: Any, carrier: Tensor, layout: TokenLayout) -> Any:
         """Return the output with the full grid's prediction in place of the tokens'."""
 
-    def attach_strides(self, transformer: Any) -> Callable[[], None]:
-        """Let coarse queries see keys at their own stride, where `aim` says so; returns the undo.
+    def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
+        """Hook what the family needs inside of the transformer, for these units of positions.
+
+        Returns:
+            A function that takes the hooks off.
 
         Raises:
-            AdapterError: If the family's attention cannot be reached.
+            AdapterError: If coarse queries cannot see keys at their own stride (`phase`).
         """
-        raise AdapterError(
-            "accelerate(pipe, recipe)",
-            "a model family with phase-aligned attention for positions: phase",
-            type(transformer).__name__,
-            "Use positions: fine.",
-        )
+        if "phase" in units:
+            raise AdapterError(
+                "accelerate(pipe, recipe)",
+                "a model family with phase-aligned attention for positions: phase",
+                type(transformer).__name__,
+                "Use positions: fine.",
+            )
+        return lambda: None
 
     def aim(self, call: Mapping[str, Any], layout: TokenLayout | None) -> None:  # noqa: B027
-        """Say whose strides the next call's attention follows; None: those of the call."""
+        """Say whose strides the next call's attention follows; None: those of the call.
+
+        With no call at all, the next one is not fresco's.
+        """
 
     def with_sample(self, output: Any, sample: Tensor) -> Any:
         """Return the output with another prediction in it; both of diffusers' forms."""
@@ -142,7 +197,7 @@ def load_extensions() -> None:
 
 
 def find_adapter(transformer: object) -> AbstractModelAdapter:
-    """Find the adapter of a transformer, by its class or a base class.
+    """Find the adapter of a transformer, by its class or a base class; else the default one.
 
     Args:
         transformer: `pipe.transformer`.
@@ -162,7 +217,10 @@ def find_adapter(transformer: object) -> AbstractModelAdapter:
     known = adapters()
     for base in type(transformer).__mro__:
         if base.__name__ in known:
-            return known[base.__name__]()
+            return known[base.__name__](transformer)
+    default = known.get("any")
+    if default and hasattr(getattr(transformer, "config", None), "patch_size"):
+        return default(transformer)
     raise AdapterError(
         "accelerate(pipe, recipe)",
         f"a transformer with an adapter ({', '.join(sorted(known))})",

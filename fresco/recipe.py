@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Mapping
+import importlib.util
+from collections.abc import Iterator, Mapping
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +13,10 @@ import yaml
 from pydantic import Field, ValidationError
 
 from fresco.errors import RecipeError
+from fresco.ports import ENTRY_POINT_GROUP
 from fresco.problems import place, unknown
+from fresco.record import NoiseFloorConfig, RecordConfig
+from fresco.requires import RequiresConfig, requirement_problems
 from fresco.stages import (
     Bounds,
     Config,
@@ -21,7 +26,13 @@ from fresco.stages import (
     stage_bounds,
     stage_problems,
 )
-from fresco.techniques import TechniqueConfig, in_order, parse_stack, technique_problems
+from fresco.techniques import (
+    TechniqueConfig,
+    in_order,
+    parse_stack,
+    technique_problems,
+    techniques,
+)
 
 
 class BaselineConfig(Config):
@@ -39,14 +50,18 @@ class BaselineConfig(Config):
 
 
 class ExpectsConfig(Config):
-    """What a recipe's author expects of it, over the baseline.
+    """What a recipe's author expects of it at least; `fresco validate` enforces it.
 
     Example:
         >>> ExpectsConfig(speedup=8).speedup
         8.0
     """
 
-    speedup: float | None = Field(None, gt=0)
+    speedup: float | None = Field(None, gt=0, description="of the denoising loop, measured")
+    flops_speedup: float | None = Field(None, gt=0, description="of the transformer, counted")
+    psnr_db: float | None = Field(None, description="to the plain run, mean over pictures")
+    ssim: float | None = Field(None, ge=-1, le=1, description="the same")
+    judge: float | None = Field(None, description="of the reference judge: share right")
 
 
 class Recipe(Config):
@@ -59,14 +74,15 @@ class Recipe(Config):
 
     schema_version: Literal[1] = Field(alias="schema")
     model: str = Field(min_length=1, description="class of pipe.transformer, or `any`")
+    requires: RequiresConfig = RequiresConfig()
     rival: str | None = Field(
         None, min_length=1, description="paper that it follows; lets cells grow again"
     )
     baseline: BaselineConfig | None = None
     stages: tuple[StageConfig, ...] = ()
     stack: tuple[Mapping[str, Any], ...] = ()
-    expects: ExpectsConfig = ExpectsConfig(speedup=None)
-    validated: tuple[Mapping[str, Any], ...] = ()
+    expects: ExpectsConfig = ExpectsConfig.model_validate({})
+    validated: tuple[RecordConfig, ...] = ()
 
     @property
     def baseline_steps(self) -> int:
@@ -84,14 +100,33 @@ class Recipe(Config):
 
 
 def known_recipes() -> Mapping[str, Path]:
-    """List the recipes that ship with the package: file by name.
+    """List the recipes that are installed: file by name.
+
+    Those of fresco, and every YAML file in a package that an entry point of the group
+    `fresco.adapters` names.
+
+    Raises:
+        RecipeError: If two packages have a recipe of one name.
 
     Example:
         >>> "identity" in known_recipes()
         True
     """
-    folder = Path(str(importlib.resources.files("fresco.recipes")))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    found: dict[str, Path] = {}
+    for path in (path for folder in _folders() for path in sorted(folder.glob("*.yaml"))):
+        known = found.setdefault(path.stem, path)
+        if known != path:
+            problem = f"is in {known.parent} and in {path.parent}; uninstall one of the two @ $"
+            raise RecipeError(repr(path.stem), [problem])
+    return found
+
+
+def _folders() -> Iterator[Path]:
+    """Folders of recipes: fresco's own, then packages of third parties, which are not run."""
+    yield Path(str(importlib.resources.files("fresco.recipes")))
+    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+        spec = importlib.util.find_spec(entry_point.module)
+        yield from map(Path, (spec and spec.submodule_search_locations) or ())
 
 
 def load_recipe(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
@@ -151,6 +186,27 @@ def load_staged_recipe(source: str | Path) -> Recipe:
     return recipe
 
 
+def recipe_schema() -> dict[str, Any]:
+    """Describe recipes as JSON schema, for editors; the stack as far as techniques are installed.
+
+    Example:
+        >>> recipe_schema()["properties"]["schema"]["const"]
+        1
+    """
+    schema = Recipe.model_json_schema(by_alias=True)
+    known = {
+        kind: technique.model_json_schema(ref_template=f"#/$defs/{kind}/$defs/{{model}}")
+        for kind, technique in techniques().items()
+    }
+    for kind, technique in known.items():
+        technique.setdefault("required", []).append("kind")
+        technique["properties"]["kind"]["const"] = kind
+    schema["$defs"] |= known
+    choices = [{"$ref": f"#/$defs/{kind}"} for kind in known]
+    schema["properties"]["stack"]["items"] = {"anyOf": choices}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
+
+
 def _validate(where: str, content: object) -> Recipe:
     """Parse, and report every problem of parsing."""
     try:
@@ -165,7 +221,8 @@ def _validate(where: str, content: object) -> Recipe:
 def _raise_problems(where: str, recipe: Recipe) -> Recipe:
     """Report every problem between fields."""
     order = stage_problems(recipe.stages, may_grow=recipe.rival is not None)
-    problems = [*order, *technique_problems(recipe.stack)]
+    versions = requirement_problems(recipe.requires)
+    problems = [*order, *technique_problems(recipe.stack), *versions]
     if problems:
         raise RecipeError(where, problems)
     return recipe
@@ -177,6 +234,9 @@ _KEYS: Mapping[str, type[Config]] = {
     "promote": PromoteConfig,
     "baseline": BaselineConfig,
     "expects": ExpectsConfig,
+    "requires": RequiresConfig,
+    "validated": RecordConfig,
+    "noise_floor": NoiseFloorConfig,
 }
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from fresco.layout import TokenLayout
@@ -16,6 +17,7 @@ from fresco.promotion import Promotion, promote
 from fresco.report import StepRecord
 from fresco.schedule import Plan, Step
 from fresco.score import N_ESTIMATES, SCORES, Evidence
+from fresco.wraps import goes_on_elsewhere
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Run:
         thread: Whose call it is.
         fine: Layout of the full grid.
         noise: The field; `fresh` and `spectral` lifts exchange it.
+        frames: Latent frames; they share one layout.
         plan: Set once the scheduler has its timesteps.
         n_done: Steps taken.
         n_passes: Transformer calls of the step at hand.
@@ -58,6 +61,7 @@ class Run:
     thread: threading.Thread
     fine: TokenLayout
     noise: NoiseField
+    frames: int = 1
     plan: Plan | None = None
     n_done: int = 0
     n_passes: int = 0
@@ -77,6 +81,11 @@ class Run:
     def is_here(self) -> bool:
         """Whether the calling thread is the run's own."""
         return self.thread is threading.current_thread()
+
+    @property
+    def goes_on_elsewhere(self) -> bool:
+        """Whether another thread is in the run's call; a run that died is in none."""
+        return goes_on_elsewhere(self.thread, self.caller, DiffusionPipeline)
 
     @property
     def step(self) -> Step | None:
@@ -103,7 +112,7 @@ class Run:
                 same[0].append(image)
             else:
                 by_layout.append((layout, [image]))
-        return [Group(tuple(i), layout, self._field(tuple(i))) for layout, i in by_layout]
+        return [Group(tuple(i), layout, self.field_of(tuple(i))) for layout, i in by_layout]
 
     def exchange(self, noise: NoiseField) -> Tensor:
         """Go on with another field; returns by how much it differs, [b, c, h, w]."""
@@ -116,7 +125,8 @@ class Run:
         """Record the step at hand, go on to the next and promote its cells."""
         assert self.plan is not None
         if step.promotion:
-            n_tokens = round(sum(layout.n_tokens for layout in self.mixed) / len(self.mixed))
+            mean = sum(layout.n_tokens for layout in self.mixed) / len(self.mixed)
+            n_tokens = round(self.plan.frames * mean)
             self.plan = self.plan.with_tokens(self.n_done, n_tokens)
             step = self.plan.steps[self.n_done]
         self.records.append(
@@ -125,6 +135,16 @@ class Run:
         self.n_done, self.n_passes, self.n_cached = self.n_done + 1, 0, 0
         if self.step and self.step.promotion:
             self._promote(self.step.promotion, self.step.side, goes_on=step.promotion is not None)
+
+    def idle_threshold(self) -> str | None:
+        """Why a threshold of promotion made no difference; None if it did, or there is none."""
+        steps = self.plan.steps if self.plan else ()
+        tokens = [s.n_tokens for s in steps if s.promotion and s.promotion.tau is not None]
+        if self.plan and tokens and tokens[0] == self.plan.n_full_tokens:
+            return "the first of its steps promoted every cell"
+        if tokens and not any(1 in layout.sides_used for layout in self.mixed):
+            return "no cell has reached it"
+        return None
 
     def _promote(self, promotion: Promotion, side: int, goes_on: bool) -> None:
         """Make the layouts of the next step from those of this one."""
@@ -135,8 +155,8 @@ class Run:
             promote(layout, value, promotion) for layout, value in zip(before, values, strict=True)
         )
 
-    def _field(self, images: tuple[int, ...]) -> NoiseField:
-        """Field of some images, made once."""
+    def field_of(self, images: tuple[int, ...]) -> NoiseField:
+        """Field of some images, by their numbers, made once; guidance repeats them."""
         if images not in self._fields:
             self._fields[images] = self.noise.images(torch.tensor(images))
         return self._fields[images]

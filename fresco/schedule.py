@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
@@ -55,6 +54,7 @@ class Plan:
         columns: Fine token columns of the grid.
         n_requested: Steps that the plain run would have taken.
         keeps_schedule: Whether the scheduler's own sigmas are used as they are.
+        frames: Latent frames, each of rows x columns tokens.
     """
 
     steps: tuple[Step, ...]
@@ -62,6 +62,12 @@ class Plan:
     columns: int
     n_requested: int
     keeps_schedule: bool
+    frames: int = 1
+
+    @property
+    def n_full_tokens(self) -> int:
+        """Image tokens of a step on the full grid."""
+        return self.rows * self.columns * self.frames
 
     @property
     def sigmas(self) -> tuple[float, ...]:
@@ -90,6 +96,7 @@ class PlanRequest:
         columns: Fine token columns.
         shift: The scheduler's shift for a token count.
         sigmas: The scheduler's own sigmas with the final 0, if it has made them.
+        frames: Latent frames, each of rows x columns tokens.
     """
 
     n_steps: int
@@ -97,6 +104,7 @@ class PlanRequest:
     columns: int
     shift: Callable[[int], float]
     sigmas: tuple[float, ...] | None = None
+    frames: int = 1
 
 
 def shifted_sigmas(start: float, end: float, n: int, shift: float) -> tuple[float, ...]:
@@ -149,6 +157,20 @@ def keeps_schedule(recipe: Recipe, n_requested: int) -> bool:
     stage = recipe.stages[0]
     n = scaled_steps(stage.steps, n_requested, recipe.baseline_steps)
     return stage.shift is None and stage.sigmas is None and n == n_requested
+
+
+def planned_steps(recipe: Recipe, n_requested: int) -> int:
+    """How many steps a run takes, whatever its grid.
+
+    Example:
+        >>> from fresco.recipe import load_recipe
+        >>> planned_steps(load_recipe("identity"), 28)
+        28
+    """
+    if keeps_schedule(recipe, n_requested):
+        return n_requested
+    n_baseline = recipe.baseline_steps
+    return sum(scaled_steps(stage.steps, n_requested, n_baseline) for stage in recipe.stages)
 
 
 def make_plan(recipe: Recipe, request: PlanRequest) -> Plan:
@@ -211,17 +233,31 @@ def make_plan(recipe: Recipe, request: PlanRequest) -> Plan:
                     is_injected=stage.restrict == "injection",
                 )
             )
-    return Plan(tuple(steps), request.rows, request.columns, request.n_steps, keeps_schedule=False)
+    return Plan(
+        tuple(steps),
+        request.rows,
+        request.columns,
+        request.n_steps,
+        keeps_schedule=False,
+        frames=request.frames,
+    )
 
 
 def _kept_plan(request: PlanRequest) -> Plan:
     """Plan of the scheduler's own sigmas on the full grid."""
-    n_tokens = request.rows * request.columns
+    n_tokens = request.rows * request.columns * request.frames
     sigmas: Sequence[float] | None = request.sigmas
     if sigmas is None:
         sigmas = (*shifted_sigmas(1.0, 0.0, request.n_steps, request.shift(n_tokens)), 0.0)
     steps = tuple(Step(0, now, following, 1, n_tokens) for now, following in pairwise(sigmas))
-    return Plan(steps, request.rows, request.columns, request.n_steps, keeps_schedule=True)
+    return Plan(
+        steps,
+        request.rows,
+        request.columns,
+        request.n_steps,
+        keeps_schedule=True,
+        frames=request.frames,
+    )
 
 
 def _promotions(stage: StageConfig, n: int) -> list[Promotion | None]:
@@ -238,9 +274,10 @@ def _promotions(stage: StageConfig, n: int) -> list[Promotion | None]:
 
 def _n_tokens(request: PlanRequest, side: int, promotion: Promotion | None) -> int:
     """Tokens of a step; those of the full grid where only the run can tell."""
+    rows, columns = request.rows, request.columns
     if promotion is None:
-        return TokenLayout.whole(request.rows, request.columns, side).n_tokens
-    return budget_tokens(request.rows, request.columns, side, promotion)
+        return request.frames * TokenLayout.whole(rows, columns, side).n_tokens
+    return request.frames * budget_tokens(rows, columns, side, promotion)
 
 
 def _stage_sigmas(
@@ -255,31 +292,3 @@ def _stage_sigmas(
     own = (*stage.sigmas, end)
     places = np.linspace(0, len(stage.sigmas), n + 1)[:-1]
     return tuple(float(sigma) for sigma in np.interp(places, np.arange(len(own)), own))
-
-
-def check_spacing(asked: Mapping[str, Any]) -> None:
-    """Refuse sigmas or timesteps of the caller's: the stages' own would replace them.
-
-    Args:
-        asked: Arguments of `scheduler.set_timesteps` by name. Sigmas evenly spaced from 1 are
-            what pipelines pass by themselves.
-
-    Raises:
-        ScheduleError: If others, or timesteps, are given.
-
-    Example:
-        >>> check_spacing({"num_inference_steps": None, "sigmas": [1.0, 0.75, 0.5, 0.25]})
-    """
-    sigmas, given = asked.get("sigmas"), None
-    if sigmas is not None:
-        even = np.linspace(1, 1 / len(sigmas), len(sigmas))
-        given = None if np.allclose(np.asarray(sigmas, dtype=float), even, atol=1e-4) else "sigmas"
-    elif asked.get("timesteps") is not None:
-        given = "timesteps"
-    if given:
-        raise ScheduleError(
-            f"pipe({given}=...)",
-            "the pipeline's own spacing, since the recipe's stages bring theirs",
-            f"{len(asked[given])} {given} of the caller's",
-            f"Leave {given} out, or put sigmas into the recipe's stages.",
-        )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from fresco.errors import AttachError, FrescoError, FrescoWarning
 from fresco.middleware import Middleware
+from fresco.offload import offload_of
 from fresco.techniques import (
     PHASES,
     AbstractAttachment,
@@ -89,7 +91,9 @@ class Stack:
         self.layers: list[Layer] = []
         self._middleware: Middleware | None = None
         self._modules: dict[tuple[int, str], torch.nn.Module] = {}  # as weights left them
+        self._found: Mapping[tuple[int, str], torch.nn.Module] = {}  # as they found them
         self._undo = contextlib.ExitStack()
+        self._offload = offload_of(pipe)
 
     def attach(self, make_middleware: Callable[[], Middleware]) -> Middleware:
         """Attach the techniques and, between weights and hooks, the middleware; or nothing.
@@ -107,6 +111,7 @@ class Stack:
         if reasons:
             raise AttachError(_WHERE, "techniques that go together", reasons[0], "Leave one out.")
         with contextlib.ExitStack() as undo:
+            self._found = weakref.WeakValueDictionary(_modules(self.pipe.transformer))
             self._attach_phase("weights", undo)
             self._modules = _modules(self.pipe.transformer) if self.layers else {}
             middleware = self._middleware = make_middleware()
@@ -116,9 +121,12 @@ class Stack:
             self._attach_phase("graph", undo)
             listeners = (layer.attachment.listener for layer in self.layers)
             middleware.listeners.on_layout += [each for each in listeners if each]
-            middleware.listeners.on_end.append(self.warn_idle)
+            middleware.listeners.on_end += [self.warn_idle, self.warn_offload]
             self.warn_idle(("weights",))
+            self.warn_offload()
             self._undo = undo.pop_all()
+        for layer in self.layers:
+            layer.attachment.settle()
         return middleware
 
     def restore(self) -> None:
@@ -157,9 +165,19 @@ class Stack:
                 message = f"{layer.config.kind} is on, but did nothing: {reason}"
                 warnings.warn(message, FrescoWarning, stacklevel=3)
 
+    def warn_offload(self) -> None:
+        """Warn, once, if the offload of before `accelerate()` is not as it was."""
+        before, now = self._offload, offload_of(self.pipe)
+        if now != before != "none":
+            self._offload = now
+            message = f"offload {before} was overridden, now it is {now}; enable it again"
+            warnings.warn(message, FrescoWarning, stacklevel=3)
+
     def _check_modules(self, transformer: torch.nn.Module) -> None:
         """Refuse to put weights back under modules that came since."""
         now = _modules(transformer)
+        if now == dict(self._found):
+            return  # others have put back what weights would
         changed = [key for _, key in {*now} ^ {*self._modules}]
         changed += [k[1] for k in {*now} & {*self._modules} if now[k] is not self._modules[k]]
         if changed:
@@ -167,7 +185,8 @@ class Stack:
                 "Accelerated.restore()",
                 "the modules as this recipe left them",
                 f"others in {len(changed)} places ({changed[0]}, ...)",
-                "Unload the LoRA that was loaded since: last on, first off.",
+                "Unload the LoRA that was loaded since (delete_adapters leaves the recipe's): "
+                "last on, first off.",
             )
 
     def _attach_phase(self, phase: str, undo: contextlib.ExitStack) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from fresco.layout import SIDES, PositionUnits
 from fresco.lift import LiftForm, UpMode, expanded_sigma
@@ -36,6 +36,18 @@ class LiftConfig(Config):
 Share = float  # of a grid's cells, in [0, 1]
 
 
+def _check_shares(budget: object) -> object:
+    """Say once what is wrong with a budget, whichever form was meant."""
+    shares = budget if isinstance(budget, list | tuple) else (budget,)
+    numbers = [x for x in shares if isinstance(x, int | float) and not isinstance(x, bool)]
+    if len(numbers) < max(len(shares), 1) or not all(0 <= x <= 1 for x in numbers):
+        raise ValueError(f"shares must be numbers in [0, 1], got {budget!r}")
+    return budget
+
+
+Budget = Annotated[tuple[Share, ...] | Share | None, BeforeValidator(_check_shares)]
+
+
 class PromoteConfig(Config):
     """Which cells of a mixed stage are fine: by a budget per step, or by a threshold.
 
@@ -46,9 +58,7 @@ class PromoteConfig(Config):
 
     score: str = Field(description="one of fresco.score.SCORES")
     first: First | None = Field(None, description="end of the score; default: the score's own")
-    budget: tuple[Share, ...] | Share | None = Field(
-        None, description="share of cells that are fine"
-    )
+    budget: Budget = Field(None, description="share of cells that are fine; of each step's")
     tau: float | None = Field(None, description="promote up to (low) or from (high) this score")
     split: Share = Field(1.0, ge=0, le=1, description="share of side-4 cells that are split")
     multiple: int = Field(1, ge=1, description="round token counts up to a multiple")
@@ -200,8 +210,8 @@ def _mixed_problems(stage: StageConfig, before: StageConfig | None, path: str) -
     if (promote.budget is None) == (promote.tau is None):
         yield f"give budget or tau, one of the two @ {path}.promote"
     shares = promote.budget if isinstance(promote.budget, tuple) else (promote.budget or 0.0,)
-    if not all(0 <= share <= 1 for share in shares):
-        yield f"shares must be in [0, 1], got {list(shares)} @ {path}.promote.budget"
+    if max(shares) > promote.split:
+        yield f"split must let {max(shares):g} of the cells be fine @ {path}.promote.split"
     if isinstance(promote.budget, tuple) and len(promote.budget) != stage.steps:
         yield f"{len(promote.budget)} shares for {stage.steps} steps @ {path}.promote.budget"
     earlier = before.promote if before else None

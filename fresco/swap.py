@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fresco.injection import inject, interpolate
 from fresco.lift import lift_latents
+from fresco.noise import NoiseField
 from fresco.ports import AbstractModelAdapter
 from fresco.run import Group, Run
 from fresco.schedule import Step
@@ -34,14 +35,17 @@ def enter_tokens(
     Returns:
         Arguments by name.
     """
-    is_part = len(group.images) < len(run.noise.eps)
-    part = adapter.select(call, group.images) if is_part else call
-    carrier = adapter.read(part, run.fine)
+    carrier = adapter.read(call, run.fine)
+    rows = _rows(group, len(carrier), run)
+    part = call
+    if len(rows) < len(carrier):
+        part, carrier = adapter.select(call, rows), carrier[rows]
     if step.is_injected:
         tokens = inject(carrier, group.layout)
     else:
-        tokens = restrict(carrier, group.field, step.sigma, group.layout)
-    entered = adapter.embed(part, tokens, group.layout, group.layout.positions(step.units))
+        tokens = restrict(carrier, _field(group, rows, run), step.sigma, group.layout)
+    positions = group.layout.positions(step.units, step.side)
+    entered = adapter.embed(part, tokens, group.layout, positions)
     adapter.aim(entered, group.layout if step.units == "phase" else None)
     return entered
 
@@ -63,16 +67,32 @@ def leave_tokens(
     adapter.aim({}, None)
     groups = run.groups(step)
     spread = interpolate if step.is_injected else prolong
-    parts = []
-    for output, group in zip(outputs, groups, strict=True):
-        tokens = adapter.unembed(output, group.layout)
-        grid = spread(tokens, group.field, adapter.noise_coefficient, group.layout)
+    predicted = [adapter.unembed(o, g.layout) for o, g in zip(outputs, groups, strict=True)]
+    n = sum(map(len, predicted))
+    parts, order = [], []
+    for output, group, tokens in zip(outputs, groups, predicted, strict=True):
+        rows = _rows(group, n, run)
+        field = _field(group, rows, run)
+        grid = spread(tokens, field, adapter.noise_coefficient, group.layout)
         parts.append(adapter.replace(output, grid, group.layout))
+        order += rows
     if len(parts) == 1:
         return parts[0]
-    order = torch.tensor([image for group in groups for image in group.images]).argsort()
     sample = torch.cat([part[0] for part in parts])
-    return adapter.with_sample(parts[0], sample[order.to(sample.device)])
+    back = torch.tensor(order, device=sample.device).argsort()
+    return adapter.with_sample(parts[0], sample[back])
+
+
+def _rows(group: Group, n: int, run: Run) -> list[int]:
+    """Rows of a group's images in a call of `n` rows: guidance may have the batch repeated."""
+    b = len(run.noise.eps)
+    return [start + image for start in range(0, n, b) for image in group.images]
+
+
+def _field(group: Group, rows: list[int], run: Run) -> NoiseField:
+    """The field of these rows."""
+    copies = len(rows) // len(group.images)
+    return group.field if copies == 1 else run.field_of(group.images * copies)
 
 
 def lift_carrier(run: Run, step: Step, latents: Tensor, velocity: Tensor) -> Tensor:

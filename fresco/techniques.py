@@ -39,6 +39,9 @@ class AbstractAttachment(ABC):
     def check_restorable(self) -> None:  # noqa: B027
         """Raise `AttachError` if others have built on it since, and it cannot come off."""
 
+    def settle(self) -> None:  # noqa: B027
+        """Let go of what will not be put back: the whole stack has been attached."""
+
     @property
     def listener(self) -> AbstractListener | None:
         """Who wants to be told of the transformer's calls; None: nobody."""

@@ -25,15 +25,15 @@ class LoopTimer:
         """From the first transformer call to the end of the last solver step."""
         return self.end_s - self.start_s
 
-    def before_forward(self, *_: object) -> None:
+    def before_forward(self, transformer: torch.nn.Module, *_: object) -> None:
         """Forward pre-hook of the transformer; the first call starts the loop."""
-        self.start_s = self.start_s or time.perf_counter()
+        self.start_s = self.start_s or now_s(next(transformer.parameters()))
 
     def on_step_end(
         self, _pipe: object, step: int, _timestep: object, tensors: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """`callback_on_step_end`; the last one ends the loop."""
-        self.end_s = time.perf_counter()
+        self.end_s = now_s(tensors["latents"])
         self.on_step(step)
         return tensors
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
+import threading
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -88,11 +90,12 @@ def call_by_name(
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
-def calling(kind: type) -> object | None:
-    """Find the innermost object of a kind whose `__call__` this is made in.
+def calling(kind: type, thread: threading.Thread | None = None) -> object | None:
+    """Find the innermost object of a kind whose `__call__` this, or a thread, is in.
 
     Args:
         kind: Class of the object, or a base class.
+        thread: Whose stack to look at; None: the caller's own.
 
     Returns:
         The object; None where no such call is on the stack.
@@ -104,7 +107,8 @@ def calling(kind: type) -> object | None:
         >>> Caller()(), calling(Caller)
         (True, None)
     """
-    frame = inspect.currentframe()
+    ident = thread.ident if thread else threading.get_ident()
+    frame = sys._current_frames().get(ident) if ident else None
     while frame is not None:
         if frame.f_code.co_name == "__call__":
             owner = frame.f_locals.get(frame.f_code.co_varnames[0])
@@ -112,3 +116,23 @@ def calling(kind: type) -> object | None:
                 return owner
         frame = frame.f_back
     return None
+
+
+def goes_on_elsewhere(thread: threading.Thread, caller: object | None, kind: type) -> bool:
+    """Tell whether another thread is in a call yet, or it died.
+
+    Args:
+        thread: Whose call it was.
+        caller: What `calling(kind)` was in it; None: no such call, the thread's life decides.
+        kind: Class of the caller, or a base class.
+
+    Returns:
+        False for the calling thread's own calls.
+
+    Example:
+        >>> goes_on_elsewhere(threading.current_thread(), None, object)
+        False
+    """
+    if thread is threading.current_thread() or not thread.is_alive():
+        return False
+    return caller is None or calling(kind, thread) is caller

@@ -56,8 +56,11 @@ def _text_encoders():
     return CLIPTextModel(clip).eval(), T5EncoderModel(t5).eval()
 
 
-def make_flux_pipe():
-    """Build the pipeline: 4 latent channels, factor 4, 64 x 64 image px by default."""
+def make_flux_pipe(n_blocks=1):
+    """Build the pipeline: 4 latent channels, factor 4, 64 x 64 image px by default.
+
+    `n_blocks` are those of each list; a cache that skips the middle of a list needs two.
+    """
     from diffusers import (
         AutoencoderKL,
         FlowMatchEulerDiscreteScheduler,
@@ -79,8 +82,8 @@ def make_flux_pipe():
     )
     transformer = FluxTransformer2DModel(
         in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
+        num_layers=n_blocks,
+        num_single_layers=n_blocks,
         attention_head_dim=16,
         num_attention_heads=2,
         joint_attention_dim=16,

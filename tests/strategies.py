@@ -54,7 +54,7 @@ def promotes(draw, n_steps):
         promote["tau"] = draw(st.floats(-2, 2))
     for key, values in (
         ("first", st.sampled_from(("high", "low"))),
-        ("split", st.floats(0, 1)),
+        ("split", st.floats(max(promote.get("budget", [0])), 1)),
         ("multiple", st.integers(1, 16)),
     ):
         if draw(st.booleans()):

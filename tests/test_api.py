@@ -208,7 +208,9 @@ def refuse(pipe, recipe, kind, match):
 
 
 def test_unknown_recipe_names_the_known_and_the_nearest(tiny_flux_pipe):
-    match = r"unknown recipe 'reference_5y'; known: identity, .*Did you mean 'reference_5x'\?"
+    match = (
+        r"unknown recipe 'reference_5y'; known: flux1-dev_balanced, .*Did you mean 'reference_5x'\?"
+    )
     refuse(tiny_flux_pipe, "reference_5y", errors.RecipeError, match)
 
 

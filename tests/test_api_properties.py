@@ -52,6 +52,7 @@ def test_identity_recipe_is_bit_identical_in_bfloat16(tiny_flux_pipe, raw):
         assert draw_latents(pipe).equal(plain)
 
 
+@pytest.mark.filterwarnings("ignore:promotion by tau did nothing")
 @settings(max_examples=5)
 @given(recipes(), SEEDS)
 def test_restore_returns_the_pipeline_bit_identical(raw, seed):

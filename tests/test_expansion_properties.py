@@ -76,8 +76,13 @@ def test_fine_tokens_are_their_own_anchors(layout, seed):
 )
 def test_positions_of_a_pinned_mixed_layout(units, expected):
     layout = TokenLayout(torch.tensor([[2, 2, 1, 1], [2, 2, 1, 1]]))
-    assert layout.positions(units).tolist() == expected
+    assert layout.positions(units, side=2).tolist() == expected
     assert layout.positions(units).dtype == torch.float32
+
+
+def test_coarse_units_stay_when_the_last_coarse_cell_is_promoted():
+    fine = TokenLayout.whole(2, 2, 1).positions("coarse", side=2)
+    assert fine.tolist() == [[0.0, 0.0], [0.0, 0.5], [0.5, 0.0], [0.5, 0.5]]
 
 
 @given(layouts())

@@ -7,8 +7,11 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import fresco
+from fresco import errors
 from fresco.score import SCORES
 from fresco.transfer import restrict
 from tests.conftest import FRESCO_5, draw_latents, traces
@@ -74,6 +77,18 @@ def test_images_of_one_batch_have_layouts_of_their_own(tiny_flux_pipe):
         assert len(run.groups(run.plan.steps[4])) == 1  # equal layouts go together
 
 
+def test_groups_that_interleave_come_back_in_the_batch_s_order(tiny_flux_pipe):
+    seeds, prompts = (0, 1, 0), ["a red circle", "blue", "a red circle"]
+    with fresco.accelerate(tiny_flux_pipe, RUNS["random"]) as accelerated:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        together = draw_latents(tiny_flux_pipe, prompt=prompts, generator=generators)
+        run = accelerated._middleware.last
+        assert [group.images for group in run.groups(run.plan.steps[4])] == [(0, 2), (1,)]
+        for image, (seed, prompt) in enumerate(zip(seeds, prompts, strict=True)):
+            alone = draw_latents(tiny_flux_pipe, prompt=prompt, seed=seed)
+            torch.testing.assert_close(together[image : image + 1], alone, rtol=0, atol=1e-4)
+
+
 def test_true_guidance_sees_one_layout_in_both_passes(tiny_flux_pipe):
     seen = []
     with fresco.accelerate(tiny_flux_pipe, MIXED) as accelerated:
@@ -116,6 +131,37 @@ def test_the_plan_of_a_threshold_is_what_the_run_found(tiny_flux_pipe):
         assert 16 < tokens[4] < 64
         full = accelerated.cost().baseline_flops
         assert accelerated.cost().flops < full
+
+
+@pytest.mark.parametrize(
+    ("tau", "reason"),
+    [(-1e9, "the first of its steps promoted every cell"), (1e9, "no cell has reached it")],
+)
+def test_a_threshold_that_makes_no_difference_is_said(tiny_flux_pipe, tau, reason):
+    raw = varied(promote={"score": "edges", "tau": tau})
+    with (
+        fresco.accelerate(tiny_flux_pipe, raw),
+        pytest.warns(errors.FrescoWarning, match=f"promotion by tau did nothing: {reason}"),
+    ):
+        draw_latents(tiny_flux_pipe)
+
+
+def test_a_threshold_that_makes_a_difference_is_not_warned_of(tiny_flux_pipe, recwarn):
+    with fresco.accelerate(tiny_flux_pipe, RUNS["threshold"]):
+        draw_latents(tiny_flux_pipe)
+    assert not [each for each in recwarn if issubclass(each.category, errors.FrescoWarning)]
+
+
+@pytest.mark.parametrize("name", ["edges", "phase", "injection", "threshold"])
+def test_the_cost_is_what_a_counter_counts_in_the_run(tiny_flux_pipe, name):
+    with (
+        fresco.accelerate(tiny_flux_pipe, RUNS[name]) as accelerated,
+        sdpa_kernel(SDPBackend.MATH),  # the counter does not know the fused attention of the CPU
+        FlopCounterMode(display=False) as counter,
+    ):
+        draw_latents(tiny_flux_pipe)
+    counted = counter.get_flop_counts()["FluxTransformer2DModel"]
+    assert accelerated.cost().flops == sum(counted.values())
 
 
 def test_a_mixed_stage_that_promotes_everything_is_a_fine_one(tiny_flux_pipe):
@@ -184,7 +230,7 @@ def test_positions_that_an_adapter_cannot_align_are_refused(tiny_flux_pipe, monk
     from fresco.ports import AbstractModelAdapter, find_adapter
 
     adapter = type(find_adapter(tiny_flux_pipe.transformer))
-    monkeypatch.setattr(adapter, "attach_strides", AbstractModelAdapter.attach_strides)
+    monkeypatch.setattr(adapter, "attach", AbstractModelAdapter.attach)
     before = traces(tiny_flux_pipe)
     with pytest.raises(fresco.errors.AdapterError, match="phase-aligned attention"):
         fresco.accelerate(tiny_flux_pipe, RUNS["phase"])
@@ -254,7 +300,7 @@ def test_shares_that_fall_from_one_mixed_stage_to_the_next_are_refused():
 @pytest.mark.parametrize("shape", [(2, 64, 16), (1, 64, 6), (1, 63, 16)], ids=str)
 def test_latents_of_another_shape_are_refused(tiny_flux_pipe, shape):
     with fresco.accelerate(tiny_flux_pipe, MIXED):
-        with pytest.raises(fresco.errors.LayoutError, match=r"packed latents \[1, 64, 16\]"):
+        with pytest.raises(fresco.errors.LayoutError, match=r"expected latents \[1, 64, 16\]"):
             draw_latents(tiny_flux_pipe, latents=torch.zeros(shape))
         assert draw_latents(tiny_flux_pipe).isfinite().all()
 

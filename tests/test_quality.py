@@ -47,7 +47,7 @@ def test_ssim_falls_as_noise_grows():
 
 @given(st.integers(0, 1000))
 def test_white_noise_has_three_quarters_of_its_energy_above_half_resolution(seed):
-    noise = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(1, 3, 256, 256, generator=torch.Generator().manual_seed(seed))
     assert fine_energy_ratio(noise).item() == pytest.approx(0.75, abs=0.03)
 
 

@@ -43,7 +43,7 @@ PROMOTE = {"score": "edges", "budget": [0.2, 0.4]}
         ({"promote": {**PROMOTE, "tau": 1}}, "give budget or tau, one of the two"),
         ({"promote": {**PROMOTE, "budget": [0.4, 0.2]}}, "shares must not fall @"),
         ({"promote": {**PROMOTE, "budget": [0.4]}}, "1 shares for 2 steps @"),
-        ({"promote": {**PROMOTE, "budget": 1.2}}, "shares must be in [0, 1], got [1.2] @"),
+        ({"promote": {**PROMOTE, "split": 0.3}}, "split must let 0.4 of the cells be fine @"),
         ({"promote": PROMOTE, "positions": "native"}, "a mixed layout has no native grid"),
         ({"promote": PROMOTE, "lift": {"form": "clean"}}, "mixed stage needs to_sigma @"),
         (
@@ -56,6 +56,15 @@ PROMOTE = {"score": "edges", "budget": [0.2, 0.4]}
 def test_problems_of_mixed_stages(stage, expected):
     found = problems(stages=[WHOLE, {**MIXED, **stage}, {"cell": 1, "steps": 1}])
     assert any(expected in problem for problem in found), found
+
+
+@pytest.mark.parametrize("budget", [1.2, True, [0.2, True], [], [-0.1, 0.2], "half"], ids=repr)
+def test_budgets_that_are_no_shares_are_said_once(budget):
+    stage = {**MIXED, "promote": {"score": "edges", "budget": budget}}
+    found = problems(stages=[WHOLE, stage, {"cell": 1, "steps": 1}])
+    expected = f"shares must be numbers in [0, 1], got {budget!r} @ $.stages[1].promote.budget"
+    assert len(found) == 1, found
+    assert expected in found[0]
 
 
 def test_a_mixed_stage_first_or_after_a_fine_one_is_refused():
@@ -168,8 +177,8 @@ def test_all_problems_are_reported_at_once():
     )
     assert len(found) == 5
     assert (
-        "unknown key 'stagse'; known: schema, model, rival, baseline, stages, stack, expects, "
-        "validated. Did you mean 'stages'? @ $.stagse" in found
+        "unknown key 'stagse'; known: schema, model, requires, rival, baseline, stages, stack, "
+        "expects, validated. Did you mean 'stages'? @ $.stagse" in found
     )
     assert "Field required @ $.stages[0].steps" in found
     assert any("Did you mean 'steps'? @ $.stages[0].stpes" in problem for problem in found)

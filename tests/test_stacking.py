@@ -3,39 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-import warnings
 
 import pytest
 import torch
 
 import fresco
 from fresco import errors
-from tests.conftest import FRESCO_5, draw_latents, traces
+from tests import matrix
+from tests.conftest import draw_latents, traces
+from tests.matrix import RESOLUTIONS, lora_weights
 from tests.test_mixed_runs import MIXED
 
-RESOLUTIONS = {
-    "plain": {"schema": 1, "model": "any"},
-    "whole": FRESCO_5,
-    "mixed": MIXED,
-}
-FORCED = {  # reuse wherever the method may
-    "first_block": {"threshold": 1e6},
-    "magcache": {"threshold": 1e6, "retention": 0.0, "max_skips": 100},
-    "taylorseer": {"interval": 2, "warmup": 1},
-    "taylorseer_lite": {"method": "taylorseer", "interval": 2, "warmup": 1, "lite": True},
-    "pab": {"sigmas": (0.0, 1.0)},
-    "fastercache": {"sigmas": (0.0, 1.0)},
-    "seacache": {"threshold": 1e6},
-}
-NEVER = {  # on, but with nothing to reuse
-    "first_block": {"threshold": 0.0},
-    "magcache": {"threshold": 0.0, "ratios": (2.0, 2.0)},
-    "taylorseer": {"interval": 1},
-    "pab": {"sigmas": (0.5, 0.5)},
-    "fastercache": {"sigmas": (0.5, 0.5)},
-    "seacache": {"threshold": 0.0},
-}
+LITE = {"method": "taylorseer", "interval": 2, "warmup": 1, "lite": True}
+NEVER = {name: settings for name, settings in matrix.NEVER.items() if name != "cache_dit"}
+FORCED = {name: matrix.FORCED[name] for name in NEVER} | {"taylorseer_lite": LITE}
+
 RUNS_HERE = ("int8_weight_only", "int8_dynamic", "float8_weight_only", "quanto_qint8")
 REFUSED_HERE = {
     "int4_weight_only": "torchao left the layer as it was with Int4WeightOnlyConfig",
@@ -49,18 +31,6 @@ def cache(name, settings):
 
 def with_stack(resolution, *stack):
     return {**RESOLUTIONS[resolution], "stack": list(stack)}
-
-
-def lora_weights(pipe, factor=0.3):
-    """Rank 2 on every attention layer; both halves of it are random."""
-    generator = torch.Generator().manual_seed(1)
-    weights = {}
-    for name, module in pipe.transformer.named_modules():
-        if isinstance(module, torch.nn.Linear) and ".attn.to_" in name:
-            for half, shape in (("A", (2, module.in_features)), ("B", (module.out_features, 2))):
-                drawn = torch.randn(shape, generator=generator)
-                weights[f"transformer.{name}.lora_{half}.weight"] = factor * drawn
-    return weights
 
 
 @pytest.fixture(autouse=True)
@@ -234,7 +204,7 @@ def test_a_cache_that_the_user_enabled_is_refused(tiny_flux_pipe):
 
     tiny_flux_pipe.transformer.enable_cache(FirstBlockCacheConfig())
     with pytest.raises(errors.AttachError, match=r"got one with a cache. Call disable_cache\(\)"):
-        fresco.accelerate(tiny_flux_pipe, with_stack("plain", cache("first_block", {})))
+        fresco.accelerate(tiny_flux_pipe, with_stack("none", cache("first_block", {})))
 
 
 @pytest.mark.parametrize("form", RUNS_HERE)
@@ -263,7 +233,7 @@ def test_what_cannot_run_here_is_refused_with_the_reason(intact, form):
 def test_nothing_left_to_quantize_is_warned_of(intact):
     entry = {"kind": "quantize", "exclude": ["blocks"]}
     with pytest.warns(errors.FrescoWarning, match="no linear layer of a block was left"):
-        run(intact, with_stack("plain", entry))
+        run(intact, with_stack("none", entry))
 
 
 def test_a_lora_makes_the_same_picture_kept_and_fused(intact):
@@ -286,7 +256,7 @@ def test_a_lora_makes_the_same_picture_kept_and_fused(intact):
 def test_a_lora_without_effect_is_warned_of(intact):
     entry = {"kind": "lora", "state_dict": lora_weights(intact, factor=0.0)}
     with pytest.warns(errors.FrescoWarning, match="its difference to the weights is zero"):
-        run(intact, with_stack("plain", entry))
+        run(intact, with_stack("none", entry))
 
 
 def test_a_lora_may_bring_its_scheduler_settings(intact):
@@ -314,6 +284,54 @@ def test_a_lora_loaded_after_accelerate_must_be_unloaded_first(intact):
     vars(intact.transformer).pop("_hf_peft_config_loaded", None)  # diffusers leaves it
 
 
+LATE = {
+    "resolution": [],
+    "cache": [cache("first_block", FORCED["first_block"])],
+    "compile": [{"kind": "compile", "backend": "eager"}],
+}
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_a_lora_loaded_after_accelerate_works_as_one_loaded_before(intact, name):
+    raw = with_stack("whole", *LATE[name])
+    plain, _, _ = run(intact, raw)
+    weights = lora_weights(intact)
+    intact.load_lora_weights(weights, adapter_name="own")
+    expected, _, _ = run(intact, raw)
+    intact.unload_lora_weights()
+    with fresco.accelerate(intact, raw):
+        intact.load_lora_weights(weights, adapter_name="own")
+        late = draw_latents(intact, num_inference_steps=12)
+        intact.unload_lora_weights()
+        torch.testing.assert_close(
+            draw_latents(intact, num_inference_steps=12), plain, rtol=0, atol=1e-6
+        )
+    assert (expected - plain).norm() / plain.norm() > 0.001
+    torch.testing.assert_close(late, expected, rtol=0, atol=1e-6)
+    vars(intact.transformer).pop("_hf_peft_config_loaded", None)  # diffusers leaves it
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")  # peft's, of two LoRAs
+@pytest.mark.filterwarnings("ignore:Adapter late was active which is now deleted")
+def test_a_second_lora_is_deleted_before_the_recipe_s_own_comes_off(intact):
+    late = lora_weights(intact, 0.1)
+    entry = {"kind": "lora", "state_dict": lora_weights(intact)}
+    accelerated = fresco.accelerate(intact, with_stack("whole", entry))
+    intact.load_lora_weights(late, adapter_name="late")
+    with pytest.raises(errors.AttachError, match="delete_adapters leaves the recipe's"):
+        accelerated.restore()
+    intact.delete_adapters("late")
+    accelerated.restore()
+
+
+def test_a_recipe_s_lora_that_the_user_unloaded_comes_off_nevertheless(intact):
+    entry = {"kind": "lora", "state_dict": lora_weights(intact)}
+    accelerated = fresco.accelerate(intact, with_stack("whole", entry))
+    intact.unload_lora_weights()
+    assert draw_latents(intact).isfinite().all()
+    accelerated.restore()
+
+
 def test_a_lora_with_text_encoder_weights_is_refused_and_nothing_stays(intact):
     weights = lora_weights(intact) | {"text_encoder.x.lora_A.weight": torch.zeros(2, 2)}
     with pytest.raises(errors.AttachError, match="1 tensors for text encoders"):
@@ -333,7 +351,7 @@ def test_blocks_that_stay_eager_are_warned_of(intact):
     entry = {"kind": "compile", "backend": "eager"}
     message = "compile is on, but did nothing: no graph was captured"
     with (
-        fresco.accelerate(intact, with_stack("plain", entry)),
+        fresco.accelerate(intact, with_stack("none", entry)),
         torch.compiler.set_stance("force_eager"),
         pytest.warns(errors.FrescoWarning, match=message),
     ):
@@ -343,86 +361,25 @@ def test_blocks_that_stay_eager_are_warned_of(intact):
 def test_an_unknown_backend_is_refused(intact):
     entry = {"kind": "compile", "backend": "eagre"}
     with pytest.raises(errors.AttachError, match=r"expected a backend of .*eager.*, got eagre"):
-        fresco.accelerate(intact, with_stack("plain", entry))
+        fresco.accelerate(intact, with_stack("none", entry))
 
 
 def test_a_full_graph_under_a_cache_that_breaks_it_is_refused(intact):
     stack = [{"kind": "compile", "fullgraph": True}, cache("first_block", {})]
     with pytest.raises(errors.RecipeError, match="which breaks a full graph"):
-        fresco.accelerate(intact, with_stack("plain", *stack))
+        fresco.accelerate(intact, with_stack("none", *stack))
 
 
 @pytest.mark.parametrize("method", ["pab", "fastercache"])
 def test_a_cache_that_compiles_anew_at_every_step_is_refused(intact, method):
     stack = [{"kind": "compile"}, cache(method, FORCED[method])]
     with pytest.raises(errors.RecipeError, match="step counter becomes a constant of the graph"):
-        fresco.accelerate(intact, with_stack("plain", *stack))
-
-
-ENTRIES = {
-    **{f"cache {name}": cache(name.removesuffix("_lite"), FORCED[name]) for name in FORCED},
-    **{form: {"kind": "quantize", "form": form} for form in (*RUNS_HERE, *REFUSED_HERE)},
-    "lora kept": {"kind": "lora"},
-    "lora fused": {"kind": "lora", "fuse": True},
-    "compile": {"kind": "compile", "backend": "eager"},
-}
-CACHES = [name for name in ENTRIES if name.startswith("cache")]
-FORMS = [*RUNS_HERE, *REFUSED_HERE]
-LORAS = ["lora kept", "lora fused"]
-PAIRS = [  # every entry with two kinds of others at least
-    *zip(CACHES, itertools.cycle(FORMS), strict=False),
-    *zip(CACHES, itertools.cycle(LORAS), strict=False),
-    *itertools.product(LORAS, FORMS),
-]
-SLOW_PAIRS = [(name, "compile") for name in (*CACHES, *RUNS_HERE, *LORAS)]
-REFUSED = REFUSED_HERE | {
-    ("cache pab", "compile"): "becomes a constant of the graph",
-    ("cache fastercache", "compile"): "becomes a constant of the graph",
-    ("cache magcache", "compile"): "no graph is captured",
-}
-
-
-def cell_of(pipe, resolution, names):
-    """One cell of the matrix: how it ends, with the reason if it is refused."""
-    stack = [dict(ENTRIES[name]) for name in names]
-    for entry in stack:
-        if entry["kind"] == "lora":
-            entry["state_dict"] = lora_weights(pipe)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", errors.FrescoWarning)  # nothing may be idle
-            picture, rows, _ = run(pipe, with_stack(resolution, *stack))
-    except errors.FrescoError as error:
-        return f"refused ({error})"
-    swapped, _, _ = run(pipe, with_stack(resolution, *reversed(stack)))
-    is_right = picture.isfinite().all() and picture.equal(swapped)
-    return "runs" if is_right and {entry["kind"] for entry in stack} < set(rows) else "wrong"
-
-
-def check_cell(pipe, resolution, names):
-    reasons = [REFUSED[key] for key in (names, *names) if key in REFUSED]
-    cell = cell_of(pipe, resolution, names)
-    if reasons:
-        assert cell.startswith("refused (")
-        assert reasons[0] in cell
-    else:
-        assert cell == "runs"
-
-
-@pytest.mark.parametrize("names", PAIRS, ids=" + ".join)
-def test_every_pair_ends_as_the_matrix_says(intact, names):
-    check_cell(intact, "whole", names)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("names", SLOW_PAIRS, ids=" + ".join)
-def test_every_pair_with_compile_ends_as_the_matrix_says(intact, names):
-    check_cell(intact, "whole", names)
+        fresco.accelerate(intact, with_stack("none", *stack))
 
 
 @pytest.mark.parametrize("resolution", RESOLUTIONS)
 def test_all_phases_at_once_come_off_to_the_bit(intact, resolution):
-    stack = [ENTRIES["cache first_block"], ENTRIES["int8_weight_only"]]
+    stack = [cache("first_block", FORCED["first_block"]), {"kind": "quantize"}]
     stack.append({"kind": "lora", "state_dict": lora_weights(intact)})
     picture, rows, _ = run(intact, with_stack(resolution, *stack))
     assert list(rows) == ["lora", "quantize", "resolution", "cache"]
@@ -442,8 +399,12 @@ def test_restoring_follows_a_pipeline_that_has_moved(tiny_flux_pipe, entry):
 
 
 def test_a_scheduler_that_was_put_in_since_stays(tiny_flux_pipe):
-    entry = {"kind": "lora", "state_dict": lora_weights(tiny_flux_pipe)}
-    accelerated = fresco.accelerate(tiny_flux_pipe, with_stack("plain", entry))
+    entry = {
+        "kind": "lora",
+        "state_dict": lora_weights(tiny_flux_pipe),
+        "scheduler": {"use_dynamic_shifting": False, "shift": 3.0},
+    }
+    accelerated = fresco.accelerate(tiny_flux_pipe, with_stack("none", entry))
     own = type(tiny_flux_pipe.scheduler).from_config(tiny_flux_pipe.scheduler.config)
     tiny_flux_pipe.scheduler = own
     accelerated.restore()

@@ -18,6 +18,7 @@ from fresco.run import Group
 from fresco.techniques import AbstractAttachment, Conflict, TechniqueConfig, in_order, parse_stack
 from tests.conftest import FRESCO_5, draw_latents, traces
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*was not run in the matrix")  # of course not
 EVENTS: list[str] = []
 PLAIN = {"schema": 1, "model": "any"}
 

@@ -43,17 +43,19 @@ def short_training(monkeypatch):
     monkeypatch.setattr(train, "BATCH", {64: 2, 128: 1, 256: 1})
     monkeypatch.setattr("fresco.reference.run.N_SHEET", 1)
     monkeypatch.setattr("fresco.reference.run.SHEET_STEPS", 1)
-    shortened = {"vae_steps": 1, "text_steps": 1, "n_shards": 1}
-    prepare = train.prepare
-    monkeypatch.setattr(train, "prepare", lambda *given: prepare(*given, **shortened))
+    prepare, draw_latents = train.prepare, train.draw_latents
+    steps = {"vae_steps": 1, "text_steps": 1}
+    monkeypatch.setattr(train, "prepare", lambda *given: prepare(*given, **steps))
+    monkeypatch.setattr(train, "draw_latents", lambda *given: draw_latents(*given, n_shards=1))
 
 
 def test_a_training_from_nothing_ends_with_a_pipeline_and_goes_on_from_it(short_training, tmp_path):
     out = train_reference(tmp_path / "first", 1e-4, lambda _: None, CPU)
     pipe = load(out)
     assert pipe("a ring", num_inference_steps=1, output_type="pt").images.shape == (1, 3, 256, 256)
+    assert not any(str(tmp_path) in file.read_text() for file in out.rglob("*.json"))
     provenance = json.loads((out / "provenance.json").read_text())
-    assert provenance["command"] == "fresco reference train --hours 0.0001"
+    assert provenance["command"] == "fresco reference train --hours 0.0001 --seed 1"
     assert list((tmp_path / "first").glob("sheet_*.png"))
 
     train.start_from(out, tmp_path / "second")
@@ -188,7 +190,8 @@ tensors = [torch.full((2,), float(parallel.rank())), torch.full((3,), 10.0 * par
 parallel.average_(tensors)
 assert tensors[0].tolist() == [0.5] * 2, tensors
 assert tensors[1].tolist() == [5.0] * 3, tensors
-parallel.wait()
+parallel.stop()
+assert parallel.world() == 1
 """
 
 

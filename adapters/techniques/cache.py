@@ -8,26 +8,25 @@ changes, with step counts of the plan. It is also done for pipelines that open n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 
-from fresco.calls import AbstractListener, Call
+from fresco.calls import Call
 from fresco.errors import AttachError
 from fresco.techniques import (
     AbstractAttachment,
     Conflict,
-    Counts,
     Phase,
     TechniqueConfig,
     register_technique,
 )
-from fresco.wraps import wrap_method
 
 from .cache_methods import METHODS, Clock, Method
+from .caching import AbstractCaching
 
 Name = Literal["first_block", "taylorseer", "magcache", "pab", "fastercache", "seacache"]
 
@@ -77,48 +76,30 @@ class CacheConfig(TechniqueConfig):
         return _Cached(pipe.transformer, METHODS[self.method], self.settings)
 
 
-class _Cached(AbstractAttachment, AbstractListener):
-    """A cache that is on, and its state by pass and group of images."""
+class _Cached(AbstractCaching):
+    """A cache of diffusers that is on."""
 
     def __init__(self, transformer: Any, method: type[Method], settings: Mapping[str, Any]) -> None:
+        super().__init__()
         self._transformer = transformer
         self._check()
         self._before = _forwards(transformer)
         self._clock = Clock()
         self._method = method(transformer, settings, self._clock)
-        self._pass_name: str | None = None
+        self.hint = method.hint
         self._open: AbstractContextManager[None] | None = None
-        self._is_stale = True
-        self._n_calls = self._n_hits = self._n_reused = self._n_flushes = 0
         self._make_context: Callable[..., AbstractContextManager[None]] = transformer.cache_context
         with ExitStack() as undo:
             undo.callback(_put_forwards, transformer, self._before)
             undo.callback(self._disable)
             transformer.enable_cache(self._method.native)
             self._method.find_hooks()
-            undo.callback(wrap_method(transformer, "cache_context", self._name_pass))
+            undo.callback(self.name_passes(transformer))
             self._undo = undo.pop_all()
 
-    @property
-    def listener(self) -> AbstractListener:
-        return self
-
     def restore(self) -> None:
-        self._close()
+        self.abandon()
         self._undo.close()
-
-    def counts(self) -> Counts:
-        return {
-            "calls": self._n_calls,
-            "hits": self._n_hits,
-            "reused modules": self._n_reused,
-            "flushes": self._n_flushes,
-        }
-
-    def idle(self) -> str | None:
-        if self._n_hits or not self._n_calls:
-            return None
-        return f"no hit in {self._n_calls} calls; {self._method.hint}"
 
     def check_restorable(self) -> None:
         others = self._method.hooks_above()
@@ -130,19 +111,13 @@ class _Cached(AbstractAttachment, AbstractListener):
                 "Take that off first: last on, first off.",
             )
 
-    def on_layout(self, call: Call) -> None:
-        if call.step == 0:
-            self._n_calls = self._n_hits = self._n_reused = self._n_flushes = 0
-        self._is_stale = True
+    def begin(self, call: Call) -> None:
         self._method.begin(call)
 
-    def before_call(self, call: Call | None) -> None:
-        self._close()  # of a call that raised
-        if self._is_stale or call is None:
-            self._method.flush()
-            self._n_flushes += call is not None
-        self._is_stale = call is None
-        key = "outside" if call is None else f"{self._pass_name or call.n_pass}|{call.group}"
+    def flush(self) -> None:
+        self._method.flush()
+
+    def enter(self, key: str, call: Call | None) -> None:
         where = (
             {}
             if call is None
@@ -153,18 +128,13 @@ class _Cached(AbstractAttachment, AbstractListener):
         self._clock.set(call)
         self._method.enter(key, call)
 
-    def after_call(self) -> bool:
-        n_reused = self._method.n_reused()
-        is_outside = self._clock.call is None
-        self._close()
-        if not is_outside:
-            self._n_calls, self._n_reused = self._n_calls + 1, self._n_reused + n_reused
-            self._n_hits += n_reused > 0
-        return n_reused > 0 and not is_outside
+    def leave(self) -> int:
+        return self._method.n_reused()
 
-    def end_run(self) -> None:
-        self._is_stale = True
-        self._method.flush()
+    def abandon(self) -> None:
+        if self._open:
+            self._open.__exit__(None, None, None)
+        self._open = None
 
     def _check(self) -> None:
         """Refuse transformers that diffusers cannot cache, or that are cached already."""
@@ -181,28 +151,6 @@ class _Cached(AbstractAttachment, AbstractListener):
         """Take diffusers' hooks off."""
         self._transformer._cache_config = self._method.native  # also if enabling failed midway
         self._transformer.disable_cache()
-
-    def _close(self) -> None:
-        """Leave the context of the call at hand."""
-        if self._open:
-            self._open.__exit__(None, None, None)
-        self._open = None
-
-    def _name_pass(
-        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """Remember the pipeline's own name of the pass at hand."""
-
-        @contextmanager
-        def named() -> Iterator[None]:
-            self._pass_name = str(args[0] if args else kwargs["name"])
-            try:
-                with original(*args, **kwargs):
-                    yield
-            finally:
-                self._pass_name = None
-
-        return named()
 
 
 def _forwards(transformer: torch.nn.Module) -> list[tuple[torch.nn.Module, dict[str, object]]]:

@@ -11,6 +11,7 @@ import torch
 from fresco.calls import Call
 from fresco.errors import AttachError
 
+MIXED_OUTPUTS = ("Flux2Transformer2DModel",)  # FirstBlockCache of diffusers 0.42.1: TypeError
 OUT_OF_RANGE = -1e9  # a timestep in nobody's range: compute
 
 
@@ -109,6 +110,10 @@ class FirstBlock(Method):
     def make(self) -> None:
         from diffusers import FirstBlockCacheConfig
 
+        model = type(self.transformer).__name__
+        if model in MIXED_OUTPUTS:
+            expected = "blocks that all return text and image, or all one sequence"
+            raise AttachError("cache.attach(pipe)", expected, model, "Choose another method.")
         self.native = FirstBlockCacheConfig(**self.settings)
 
     def n_reused(self) -> int:
@@ -180,7 +185,7 @@ class TaylorSeer(Method):
     def make(self) -> None:
         from diffusers import TaylorSeerCacheConfig
 
-        dtype = next(self.transformer.parameters()).dtype
+        dtype = self.transformer.dtype  # what it computes in, under layerwise casting too
         self.native = TaylorSeerCacheConfig(
             cache_interval=self.settings["interval"],
             disable_cache_before_step=self.settings["warmup"],

@@ -18,7 +18,7 @@ from fresco.techniques import (
     register_technique,
 )
 
-from .blocks import repeated_blocks
+from .blocks import first_weight, repeated_blocks
 
 
 @register_technique
@@ -77,6 +77,8 @@ class _Compiled(AbstractAttachment):
             expected = "a transformer with repeated blocks that are not compiled"
             raise AttachError("compile.attach(pipe)", expected, got, "Leave compile out.")
         backend = _find_backend(config.backend)
+        if config.backend == "inductor" and first_weight(transformer).device.type == "cpu":
+            _check_compiler()
 
         def counting(graph: Any, inputs: Any) -> Any:
             self._n_graphs += 1
@@ -120,3 +122,19 @@ def _find_backend(name: str) -> Any:
         known = ", ".join(list_backends(exclude_tags=()))
         fix = "Write one of them."
         raise AttachError("compile.attach(pipe)", f"a backend of {known}", name, fix) from None
+
+
+def _check_compiler() -> None:
+    """Refuse inductor on a CPU without a C++ compiler: it would fail within the first call."""
+    from torch._inductor.cpp_builder import get_cpp_compiler  # no public way to ask
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise AttachError(
+            "compile.attach(pipe)",
+            "a C++ compiler, which inductor needs on a CPU",
+            str(error),
+            "Install g++ or set CXX, or set backend: eager.",
+        ) from error

@@ -89,7 +89,17 @@ class _Loaded(AbstractAttachment):
         return name in vars(self._transformer)
 
     def _check(self) -> None:
-        """Refuse a transformer that has a LoRA already."""
+        """Refuse a transformer that has a LoRA already, or weights that cannot be multiplied."""
+        for weight in self._transformer.parameters():
+            is_eight_bit = weight.is_floating_point() and weight.dtype.itemsize == 1
+            if weight.is_meta or is_eight_bit:
+                how = "on meta (sequential offload)" if weight.is_meta else f"in {weight.dtype}"
+                raise AttachError(
+                    "lora.attach(pipe)",
+                    "weights that are at hand, in a type that can be computed with",
+                    f"some {how}",
+                    "Leave out the offload or the layerwise casting, or the LoRA.",
+                )
         if getattr(self._transformer, "peft_config", None):
             raise AttachError(
                 "lora.attach(pipe)",
@@ -106,7 +116,7 @@ class _Loaded(AbstractAttachment):
         given = dict(config.state_dict) if config.state_dict is not None else config.source
         named = {"weight_name": config.weight_name} if config.weight_name else {}
         state = self._pipe.lora_state_dict(given, return_alphas=True, **named)
-        weights, alphas = state[0], state[1]
+        weights, alphas = state[:2] if isinstance(state, tuple) else (state, None)
         text = [key for key in weights if key.startswith("text_encoder")]
         if text:
             got = f"{len(text)} tensors for text encoders ({text[0]}, ...)"

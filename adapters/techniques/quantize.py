@@ -1,14 +1,15 @@
-"""Quantized linear layers: torchao or optimum-quanto, the originals kept for restoring."""
+"""Quantized linear layers: torchao or optimum-quanto, the originals kept for restoring or not."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 
-from fresco.errors import AttachError
+from fresco.errors import AttachError, FrescoWarning
 from fresco.techniques import (
     AbstractAttachment,
     Conflict,
@@ -50,9 +51,20 @@ class QuantizeConfig(TechniqueConfig):
     after: ClassVar[dict[str, str]] = {
         "lora": "after lora, which fuses into full-precision weights only"
     }
-    conflicts: ClassVar[tuple[Conflict, ...]] = (Conflict("quantize", "a layer is quantized once"),)
+    conflicts: ClassVar[tuple[Conflict, ...]] = (
+        Conflict("quantize", "a layer is quantized once"),
+        Conflict(
+            "lora",
+            "a LoRA keeps the layers as they were, so that nothing would be freed; fuse it into "
+            "the weights before, or set keep_original: true",
+            own={"keep_original": frozenset({False})},
+        ),
+    )
     form: Form = "int8_weight_only"
     exclude: tuple[str, ...] = Field((), description="more regular expressions of layer names")
+    keep_original: bool = Field(
+        True, description="false frees the original weights; restore() leaves the quantized ones"
+    )
 
     def attach(self, pipe: Any) -> AbstractAttachment:
         return _Quantized(pipe.transformer, self)
@@ -62,11 +74,13 @@ class _Quantized(AbstractAttachment):
     """Quantized layers in the places of the original modules, which are kept."""
 
     def __init__(self, transformer: torch.nn.Module, config: QuantizeConfig) -> None:
-        self._n_bytes = self._n_kept_bytes = 0
+        self._n_bytes = self._n_bytes_before = 0
         self._put: list[tuple[Place, torch.nn.Module]] = []
         self._transformer, self._was = transformer, first_weight(transformer)
+        self._keeps = config.keep_original
         make = _maker(config.form)
         places = list(block_linears(transformer, config.exclude))
+        _check_precision(places)
         hooked = [place.name for place in places if "forward" in vars(place.module)]
         if hooked:
             raise AttachError(
@@ -77,10 +91,23 @@ class _Quantized(AbstractAttachment):
             )
         made = [(place, _quantize(place, make, config.form)) for place in places]
         for place, module in made:
-            self._n_kept_bytes += _n_bytes(place.module)
+            self._n_bytes_before += _n_bytes(place.module)
             self._n_bytes += _n_bytes(module)
             place.put(module)
             self._put.append((place, module))
+        self._n_layers = len(made)
+
+    def settle(self) -> None:
+        if not self._keeps:
+            self._put.clear()
+
+    def check_restorable(self) -> None:
+        if self._n_layers and not self._put:
+            message = (
+                f"Accelerated.restore() leaves {self._n_layers} quantized layers: the recipe set "
+                "keep_original: false. Load the pipeline anew for the original weights."
+            )
+            warnings.warn(message, FrescoWarning, stacklevel=4)
 
     def restore(self) -> None:
         for place, _ in reversed(self._put):
@@ -89,11 +116,27 @@ class _Quantized(AbstractAttachment):
             place.put(place.module)
 
     def counts(self) -> Counts:
-        n_layers = len(self._put)
-        return {"layers": n_layers, "bytes": self._n_bytes, "bytes before": self._n_kept_bytes}
+        numbers = {"layers": self._n_layers, "bytes": self._n_bytes}
+        kept = {
+            "bytes before": self._n_bytes_before,
+            "originals": "kept" if self._keeps else "freed",
+        }
+        return {**numbers, **kept}
 
     def idle(self) -> str | None:
-        return None if self._put else "no linear layer of a block was left to quantize"
+        return None if self._n_layers else "no linear layer of a block was left to quantize"
+
+
+def _check_precision(places: list[Place]) -> None:
+    """Refuse layers that are quantized already, as `keep_original: false` leaves them."""
+    found = [p.name for p in places if type(p.module.weight.data) is not torch.Tensor]
+    if found:
+        raise AttachError(
+            "quantize.attach(pipe)",
+            "linear layers in full precision",
+            f"{len(found)} that are quantized already ({found[0]}, ...)",
+            "Load the pipeline anew, or leave quantize out.",
+        )
 
 
 def _quantize(place: Place, make: Make, form: str) -> torch.nn.Module:

@@ -45,6 +45,10 @@ def assemble(
     pipe = build_pipeline(folder, transformer.to(dtype))
     pipe.vae.to(VAE_DTYPE)
     pipe.save_pretrained(out)
+    for file in out.rglob("config.json"):
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)  # where it was trained
+        file.write_text(json.dumps(config, indent=2) + "\n")
     for weights in out.rglob("*.safetensors"):
         weights.chmod(0o644)  # they are written for their owner alone
     started = folder / STARTED_FROM

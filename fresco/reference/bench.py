@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -20,6 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from fresco.api import Accelerated, accelerate
+from fresco.errors import FrescoWarning
+from fresco.recipe import load_recipe
 from fresco.reference import GUIDANCE_SCALE, MAX_TOKENS
 from fresco.timing import LoopTimer
 
@@ -144,7 +147,9 @@ def measure(
         nullcontext() if way.recipe is None else accelerate(pipe, way.recipe)
     )
     with accelerated as handle:
-        _sample(pipe, prompts[: how.batch], how, 0, min(way.steps, WARM_UP_STEPS))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FrescoWarning)  # so few steps hit no cache
+            _sample(pipe, prompts[: how.batch], how, 0, _warm_up_steps(way))
         for start in range(done, len(prompts), how.batch):
             part = prompts[start : start + how.batch]
             images, loop_s = _sample(pipe, part, how, start, way.steps)
@@ -155,6 +160,13 @@ def measure(
             on_pictures(start + len(part))
     assert row is not None
     return row
+
+
+def _warm_up_steps(way: Way) -> int:
+    """Steps of the call that is not measured: all where each may compile something new."""
+    stack = () if way.recipe is None else load_recipe(way.recipe).techniques
+    compiles = any(technique.phase == "graph" for technique in stack)
+    return way.steps if compiles else min(way.steps, WARM_UP_STEPS)
 
 
 def _sample(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fresco.reference.autoencoder import encode
 from fresco.reference.captions import Caption, describe
+from fresco.reference.precision import autocast
 from fresco.reference.readout import scene_classes
 from fresco.reference.render import render
 from fresco.reference.scenes import Scene, sample_scene
@@ -74,7 +75,9 @@ def write_shard(vae: AutoencoderKL, seed: int, index: int, folder: Path) -> None
         for size in SIZES_PX:
             whole = torch.from_numpy(pictures).to(vae.device).float() / 255
             small = F.avg_pool2d(whole, SIZES_PX[0] // size)
-            z = (encode(vae, small) - vae.config.shift_factor) * vae.config.scaling_factor
+            with autocast(vae.device):
+                z = encode(vae, small).float()
+            z = (z - vae.config.shift_factor) * vae.config.scaling_factor
             latents[size].append(z.half().cpu())
     torch.save(
         {size: torch.cat(parts) for size, parts in latents.items()}, path.with_suffix(".tmp")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,8 @@ from fresco.reference.evaluate import (
     judge_verdicts,
 )
 from fresco.reference.judge import WEIGHTS, load_judge
+from fresco.reference.render import render
+from fresco.reference.scenes import Scene
 from fresco.statistics import Statistic, bootstrap_interval, frechet_distance
 
 REAL_SEED, N_REAL = 11, 512  # a series of scenes that nothing is trained on
@@ -87,13 +90,13 @@ def assess(row: Measured, baseline: Measured, captions: Sequence[Caption]) -> As
     )
 
 
-def figures(row: Assessed, baseline: Assessed, real: Tensor) -> dict[str, Any]:
+def figures(row: Assessed, baseline: Assessed, real: Tensor | None = None) -> dict[str, Any]:
     """Put a row as figures; `<name>_interval` is [low, high], the 95% bootstrap interval.
 
     Args:
         row: Of the same captions and noise as the baseline.
         baseline: The plain run that speedups, PSNR, SSIM and fine energy refer to.
-        real: `real_features`.
+        real: `real_features`; None: no Fréchet distance, so one picture is enough.
 
     Returns:
         `steps`, `loop_s`, `speedup` (wall clock of the denoising loop), `flops_speedup`,
@@ -122,6 +125,8 @@ def figures(row: Assessed, baseline: Assessed, real: Tensor) -> dict[str, Any]:
     }
     for name, statistic in measured.items():
         found |= _with_interval(name, n, statistic)
+    if real is None:
+        return found
     return found | _with_interval(
         "frechet",
         n,
@@ -153,7 +158,8 @@ def real_features(
     """The judge's features of rendered scenes, drawn as those of the captions are.
 
     Args:
-        folder: Where they are kept, by number, seed and the judge's weights.
+        folder: Where they are kept, by number, seed, the judge's weights and the code that
+            draws.
         n: How many scenes.
         seed: Series of scenes.
         on_pictures: Called with the number of pictures drawn.
@@ -161,8 +167,9 @@ def real_features(
     Returns:
         Float32 [n, 192].
     """
-    judge = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()[:16]
-    path = folder / f"real_{n}_{seed}_{judge}.pt"
+    source = b"".join(Path(inspect.getfile(made)).read_bytes() for made in (Scene, render))
+    kind = hashlib.sha256(WEIGHTS.read_bytes() + source).hexdigest()[:16]
+    path = folder / f"real_{n}_{seed}_{kind}.pt"
     if path.exists():
         kept: Tensor = torch.load(path, weights_only=True)
         return kept

@@ -46,6 +46,16 @@ def wait() -> None:
         dist.barrier()
 
 
+def stop() -> None:
+    """Leave the other processes once all are here.
+
+    A process that ends in the group may abort, and torchrun then ends the others.
+    """
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def average_(tensors: Sequence[Tensor]) -> None:
     """Replace tensors of one type by their means over all processes."""
     if world() == 1:

@@ -19,7 +19,7 @@ def provenance(command: str, **figures: Any) -> dict[str, Any]:
         **figures,
         "code": f"fresco {importlib.metadata.version('fresco')}, commit {_commit()}",
         "versions": versions(),
-        "hardware": f"{_processor()}, {torch.get_num_threads()} threads",
+        "hardware": f"{processor()}, {torch.get_num_threads()} threads",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
 
@@ -41,7 +41,7 @@ def _commit() -> str:
     return done.stdout.strip()
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name, where the system tells it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []

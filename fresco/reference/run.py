@@ -17,7 +17,12 @@ SHEET_STEPS = 25
 
 
 def train_reference(
-    folder: Path, hours: float, log: Log, device: torch.device, start: Path | None = None
+    folder: Path,
+    hours: float,
+    log: Log,
+    device: torch.device,
+    start: Path | None = None,
+    seed: int = train.SEED,
 ) -> Path:
     """Train everything that the folder does not have yet, and assemble the pipeline.
 
@@ -30,6 +35,7 @@ def train_reference(
         log: Called with figures; they are written to `log.jsonl` too.
         device: Where to train.
         start: A trained pipeline to go on from, unless the run has begun; default: nothing.
+        seed: Series of the training scenes.
 
     Returns:
         The pipeline's directory.
@@ -48,11 +54,25 @@ def train_reference(
             train.start_from(start, folder)
         train.prepare(folder, log_both, device)
     parallel.wait()
-    training = train.train_transformer(folder, hours * 3600, log_both, device, save_samples)
-    command = f"fresco reference train --hours {hours:g}" + (" --from-shipped" if start else "")
-    if parallel.rank() > 0:
-        return folder / "pipeline"
-    return assemble.assemble(folder, training.averaged(), folder / "pipeline", command=command)
+    train.draw_latents(folder, seed, log_both, device)
+    parallel.wait()
+    training = train.train_transformer(folder, hours * 3600, seed, log_both, device, save_samples)
+    out = folder / "pipeline"
+    if parallel.rank() == 0:
+        command = _command(hours, seed, goes_on=start is not None)
+        assemble.assemble(folder, training.averaged(), out, command=command)
+    parallel.stop()
+    return out
+
+
+def _command(hours: float, seed: int, goes_on: bool) -> str:
+    """What was run, for the provenance."""
+    words = ["fresco reference train", f"--hours {hours:g}", f"--seed {seed}"]
+    if goes_on:
+        words.append("--from-shipped")
+    if parallel.world() > 1:
+        words[0] = f"torchrun --nproc-per-node {parallel.world()} --no-python {words[0]}"
+    return " ".join(words)
 
 
 def save_samples(training: Training) -> None:

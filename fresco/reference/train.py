@@ -2,8 +2,8 @@
 
 Every part leaves its result in the run's folder and is not done again, so an interrupted
 training goes on where it stopped. The transformer's schedule is a share of a time budget:
-the first 30 % see 64 and 128 px only, then all three; the rate is constant to one half and
-falls to zero; the last 15 % distil guidance.
+the first 30 % see 64 and 128 px only, unless it goes on from trained weights; then all three.
+The rate is constant to one half and falls to zero; the last 15 % distil guidance.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from fresco.reference.precision import compute_dtype
 from fresco.reference.readout import Readout
 from fresco.reference.transformer import Batch, build_optimizers, build_transformer, flow_loss
 
-SEED = 1  # series of the training scenes
-VAE_STEPS, TEXT_STEPS, N_SHARDS = 2600, 1300, 8
-BATCH = {64: 60, 128: 26, 256: 6}  # pictures per step, all processes together: equal time
+SEED = 1  # series of the training scenes, and of the autoencoder's
+VAE_STEPS, TEXT_STEPS, N_SHARDS = 2600, 1300, 12
+BATCH = {64: 80, 128: 36, 256: 8}  # pictures per step, all processes together: equal time
 READOUT_WEIGHT = 0.2  # of the auxiliary loss, falling to zero
 EMA_DECAY, GUIDED_EMA_DECAY = 0.997, 0.97  # the guided share is short
 WARM_UP = 100  # steps
@@ -59,9 +59,9 @@ def start_from(pipeline: Path, folder: Path) -> None:
 
 def prepare(
     folder: Path, log: Log, device: torch.device, vae_steps: int = VAE_STEPS,
-    text_steps: int = TEXT_STEPS, n_shards: int = N_SHARDS,
+    text_steps: int = TEXT_STEPS,
 ) -> None:  # fmt: skip
-    """Autoencoder, text encoders and latents, each unless the folder has it."""
+    """Autoencoder and text encoders, each unless the folder has it."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "vae").exists():
         vae = train_autoencoder(make_pictures(SEED, 1500), vae_steps, folder, log, device)
@@ -70,9 +70,15 @@ def prepare(
         clip, t5 = text.train_encoders(text_steps, log, device)
         t5.save_pretrained(folder / "text_encoder_2")
         clip.save_pretrained(folder / "text_encoder")
+
+
+def draw_latents(
+    folder: Path, seed: int, log: Log, device: torch.device, n_shards: int = N_SHARDS
+) -> None:
+    """Draw the latents of a series of scenes that the folder lacks, this process its share."""
     vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).to(device)
-    for index in range(n_shards):
-        write_shard(vae, SEED, index, folder)
+    for index in range(parallel.rank(), n_shards, parallel.world()):
+        write_shard(vae, seed, index, folder)
         log({"shards": index + 1})
 
 
@@ -107,7 +113,8 @@ class Training:
         torch.manual_seed(0)
         self.folder, self.budget_s = folder, budget_s
         self.master = build_transformer().to(device)
-        if (folder / "transformer").exists():  # of `start_from`
+        self.continues = (folder / "transformer").exists()  # of `start_from`
+        if self.continues:
             start = FluxTransformer2DModel.from_pretrained(folder / "transformer")
             self.master.load_state_dict(start.state_dict())
         self.compute = build_transformer().to(device, compute_dtype(device))
@@ -130,7 +137,8 @@ class Training:
 
     def draw_size_px(self, rng: np.random.Generator) -> int:
         """Picture size of the next step."""
-        odds = (0.5, 0.5, 0.0) if self.progress < COARSE_SHARE else (0.2, 0.35, 0.45)
+        coarse = self.progress < COARSE_SHARE and not self.continues
+        odds = (0.5, 0.5, 0.0) if coarse else (0.2, 0.35, 0.45)
         return int(rng.choice((64, 128, 256), p=odds))
 
     def take_step(self, batch: Batch, generator: torch.Generator) -> tuple[float, float]:
@@ -197,6 +205,7 @@ class Training:
 def train_transformer(
     folder: Path,
     budget_s: float,
+    seed: int,
     log: Log,
     device: torch.device,
     on_checkpoint: Callable[[Training], None] | None = None,
@@ -206,6 +215,7 @@ def train_transformer(
     Args:
         folder: A run's folder that `prepare` has filled.
         budget_s: Seconds of training in all, those before an interruption included.
+        seed: Series of scenes that `draw_latents` has drawn there.
         log: Called with figures every 20 steps.
         device: Where to train.
         on_checkpoint: Called after every checkpoint; its seconds do not count.
@@ -214,10 +224,10 @@ def train_transformer(
         The finished training.
     """
     training = Training(folder, budget_s, device)
-    data, features = LatentDataset(SEED, folder), TextFeatures(folder, device)
+    data, features = LatentDataset(seed, folder), TextFeatures(folder, device)
     no_text, no_pooled = features([""])
-    shared_rng = np.random.default_rng((SEED, training.step))  # the same in every process
-    rng = np.random.default_rng((SEED, training.step, parallel.rank()))
+    shared_rng = np.random.default_rng((seed, training.step))  # the same in every process
+    rng = np.random.default_rng((seed, training.step, parallel.rank()))
     generator = torch.Generator(device).manual_seed(int(rng.integers(2**31)))
     losses: dict[str, list[float]] = defaultdict(list)
     saved_s = training.elapsed_s
@@ -244,7 +254,7 @@ def train_transformer(
                 if on_checkpoint:
                     on_checkpoint(training)
             saved_s = training.elapsed_s
-            data = LatentDataset(SEED, folder)  # more shards may have been written meanwhile
+            data = LatentDataset(seed, folder)  # more shards may have been written meanwhile
     return training
 
 

@@ -27,7 +27,7 @@ NO_CAPTION = 0.1  # probability of training without a caption
 
 
 def build_transformer() -> FluxTransformer2DModel:
-    """An untrained transformer of 8.4 M parameters whose blocks start as the identity (DiT)."""
+    """An untrained transformer of 8.0 M parameters whose blocks start as the identity (DiT)."""
     transformer = FluxTransformer2DModel(
         patch_size=1,
         in_channels=16,

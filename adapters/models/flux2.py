@@ -1,0 +1,73 @@
+"""FLUX.2: packed as FLUX.1, four axes of positions, a shift that depends on the steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from fresco.errors import AdapterError
+from fresco.layout import TokenLayout
+from fresco.ports import register_adapter
+
+from .packed import PackedAdapter, swap_ids
+
+
+@register_adapter
+class Flux2Adapter(PackedAdapter):
+    """`Flux2Transformer2DModel`, hooked at its root only.
+
+    A token's 128 channels are 32 of the VAE's, at 2 x 2 latent pixels.
+
+    Source:
+        huggingface/diffusers@v0.42.1:src/diffusers/pipelines/flux2/pipeline_flux2.py (Apache-2.0).
+    """
+
+    model: ClassVar[str] = "Flux2Transformer2DModel"
+    batched: ClassVar[tuple[str, ...]] = (
+        "hidden_states",
+        "encoder_hidden_states",
+        "timestep",
+        "guidance",
+        "img_ids",
+        "txt_ids",
+    )
+
+    def latents_shape(self, layout: TokenLayout) -> tuple[int, ...]:
+        return (self.config.in_channels, *layout.sides.shape)
+
+    def shift(self, scheduler: Any, n_tokens: int, n_steps: int) -> float:
+        config = scheduler.config
+        if not config.use_dynamic_shifting:
+            return float(scheduler.shift)
+        many = 0.00016927 * n_tokens + 0.45666666  # at 200 steps, and of large pictures
+        few = 8.73809524e-05 * n_tokens + 1.89833333  # at 10 steps
+        mu = many if n_tokens > 4300 else many + (200 - n_steps) / 190 * (few - many)
+        return math.exp(mu) if config.time_shift_type == "exponential" else float(mu)
+
+    def embed(
+        self, call: Mapping[str, Any], tokens: Tensor, layout: TokenLayout, positions: Tensor
+    ) -> dict[str, Any]:
+        if call.get("kv_cache") is not None or call.get("num_ref_tokens"):
+            expected, got = "reference tokens behind the picture's", "a call with a KV cache"
+            raise AdapterError("pipe(prompt, ...)", expected, got, "Use a recipe without stages.")
+        return {
+            **call,
+            "hidden_states": self.swap(call["hidden_states"], tokens, layout),
+            "img_ids": swap_ids(call["img_ids"], positions, layout),
+        }
+
+    def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
+        config = transformer.config
+        like = next(transformer.parameters())
+        return {
+            "hidden_states": like.new_zeros(1, n_tokens, config.in_channels),
+            "encoder_hidden_states": like.new_zeros(1, n_text_tokens, config.joint_attention_dim),
+            "timestep": like.new_zeros(1),
+            "guidance": like.new_zeros(1),
+            "img_ids": like.new_zeros(1, n_tokens, 4),
+            "txt_ids": like.new_zeros(1, n_text_tokens, 4),
+            "return_dict": False,
+        }

@@ -1,0 +1,98 @@
+"""Pipelines that pack 2 x 2 latent pixels into a token before the transformer sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fresco.errors import AdapterError
+from fresco.layout import TokenLayout
+from fresco.ports import AbstractModelAdapter
+from fresco.transfer import cut_patches, join_patches
+
+
+class PackedAdapter(AbstractModelAdapter):
+    """Tokens [b, n, c * 2 * 2], packed (channel, row, column); condition tokens behind them."""
+
+    patch_px = 2
+    batched: ClassVar[tuple[str, ...]]  # arguments with a batch axis
+    residuals: ClassVar[tuple[str, ...]] = (
+        "controlnet_block_samples",
+        "controlnet_single_block_samples",
+    )
+
+    def grid(self, pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:
+        default = pipe.default_sample_size * pipe.vae_scale_factor
+        token_px = pipe.vae_scale_factor * self.patch_px
+        return int(height or default) // token_px, int(width or default) // token_px
+
+    def latents_shape(self, layout: TokenLayout) -> tuple[int, ...]:
+        return layout.n_tokens, self.config.in_channels
+
+    def unpack(self, packed: Tensor, layout: TokenLayout) -> Tensor:
+        rows, columns = layout.sides.shape
+        patches = self._patches(packed[:, : rows * columns])
+        return join_patches(patches, rows)
+
+    def pack(self, carrier: Tensor) -> Tensor:
+        return cut_patches(carrier, self.patch_px).flatten(2)
+
+    def read(self, call: Mapping[str, Any], layout: TokenLayout) -> Tensor:
+        given = [name for name in self.residuals if call.get(name) is not None]
+        if given:
+            raise AdapterError(
+                "pipe(prompt, ...)",
+                "a call without ControlNet residuals in coarse stages",
+                " and ".join(given),
+                "Restore the pipeline, or use a recipe without stages.",
+            )
+        return self.unpack(call["hidden_states"], layout)
+
+    def select(self, call: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+        return {
+            name: value[list(rows)] if name in self.batched and value is not None else value
+            for name, value in call.items()
+        }
+
+    def swap(self, hidden: Tensor, tokens: Tensor, layout: TokenLayout) -> Tensor:
+        """Put tokens in place of the full grid's, condition tokens as they are."""
+        own = tokens.flatten(2).to(hidden.dtype)
+        return torch.cat((own, hidden[:, layout.sides.numel() :]), dim=1)
+
+    def unembed(self, output: Any, layout: TokenLayout) -> Tensor:
+        return self._patches(output[0][:, : layout.n_tokens])
+
+    def replace(self, output: Any, carrier: Tensor, layout: TokenLayout) -> Any:
+        predicted = output[0]
+        packed = self.pack(carrier).to(predicted.dtype)
+        sample = torch.cat((packed, predicted[:, layout.n_tokens :]), dim=1)
+        return self.with_sample(output, sample)
+
+    def text_tokens(self, call: Mapping[str, Any]) -> int:
+        return int(call["encoder_hidden_states"].shape[1])
+
+    def _patches(self, packed: Tensor) -> Tensor:
+        """[b, n, c * p * p] as [b, n, c, p, p], the order the pipeline packs in."""
+        b, n, d = packed.shape
+        return packed.reshape(b, n, d // self.patch_px**2, self.patch_px, self.patch_px)
+
+
+def swap_ids(ids: Tensor, positions: Tensor, layout: TokenLayout) -> Tensor:
+    """Put positions in place of the full grid's ids, those of condition tokens as they are.
+
+    Args:
+        ids: Of image tokens, [n, axes] or [b, n, axes]; rows and columns are axes 1 and 2.
+        positions: Float32 [m, 2].
+        layout: Of the full grid, cut into m tokens.
+
+    Returns:
+        Float32 [m + conditions, axes] or [b, m + conditions, axes].
+    """
+    own = torch.zeros(len(positions), ids.shape[-1])
+    own[:, 1:3] = positions
+    conditions = ids[..., layout.sides.numel() :, :].to(own.dtype)
+    own = own.to(ids.device).expand(*ids.shape[:-2], -1, -1)
+    return torch.cat((own, conditions), dim=-2)

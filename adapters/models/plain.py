@@ -1,0 +1,115 @@
+"""Transformers on plain latents, and the default for those without an adapter of their own.
+
+A stage of coarse cells is a picture of that smaller size, as the model knows it: patches,
+positions and masks are the model's own. So whole grids only.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from fresco.errors import AdapterError
+from fresco.layout import TokenLayout
+from fresco.ports import AbstractModelAdapter, register_adapter
+from fresco.transfer import cut_patches, join_patches
+
+_CALL = "pipe(prompt, ...)"
+
+
+@register_adapter
+class PlainAdapter(AbstractModelAdapter):
+    """Latents [b, c, h, w], or [b, c, f, h, w] where patches have a temporal size."""
+
+    model: ClassVar[str] = "any"
+    mixes: ClassVar[bool] = False
+    residuals: ClassVar[tuple[str, ...]] = ()  # arguments that are tied to the full grid
+
+    def __init__(self, transformer: Any) -> None:
+        super().__init__(transformer)
+        size = self.config.patch_size
+        self.patch_px = size if isinstance(size, int) else size[-1]
+        self.is_video = not isinstance(size, int) or "patch_size_t" in self.config
+        self.patch_frames = self.config.get("patch_size_t", 1) if isinstance(size, int) else size[0]
+
+    def check(self, pipe: Any) -> None:
+        super().check(pipe)
+        where = "accelerate(pipe, recipe)"
+        if self.is_video and self.patch_frames != 1:
+            got = f"patches of {self.patch_frames} frames"
+            raise AdapterError(where, "patches of one frame", got, "Use a recipe without stages.")
+        if getattr(pipe, "transformer_2", None) is not None:
+            got = "two (transformer_2)"
+            raise AdapterError(where, "one transformer", got, "Use a recipe without stages.")
+
+    def grid(self, pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:
+        factor = getattr(pipe, "vae_scale_factor_spatial", None) or pipe.vae_scale_factor
+        if height is None or width is None:
+            own = getattr(pipe, "default_sample_size", None) or self.config.get("sample_size", 0)
+            asked = inspect.signature(type(pipe).__call__).parameters
+            height = height or asked["height"].default or own * factor
+            width = width or asked["width"].default or own * factor
+        token_px = factor * self.patch_px
+        return int(height) // token_px, int(width) // token_px
+
+    def latents_shape(self, layout: TokenLayout) -> tuple[int, ...]:
+        frames = (-1,) if self.is_video else ()
+        return (self.config.in_channels, *frames, *layout.grid_px)
+
+    def frames(self, packed: Tensor) -> int:
+        return packed.shape[2] if self.is_video else 1
+
+    def unpack(self, packed: Tensor, layout: TokenLayout) -> Tensor:
+        if packed.ndim != 4 + self.is_video or packed.shape[-2:] != layout.grid_px:
+            form = "[b, c, f, h, w]" if self.is_video else "[b, c, h, w]"
+            expected = f"latents {form} of {layout.grid_px} px"
+            fix = "Use a recipe without stages, or write an adapter (docs/how-to/add-a-model.md)."
+            raise AdapterError(_CALL, expected, list(packed.shape), fix)
+        return packed.flatten(1, 2) if self.is_video else packed
+
+    def pack(self, carrier: Tensor) -> Tensor:
+        channels = self.config.in_channels
+        return carrier.unflatten(1, (channels, -1)) if self.is_video else carrier
+
+    def read(self, call: Mapping[str, Any], layout: TokenLayout) -> Tensor:
+        given = [name for name in self.residuals if call.get(name) is not None]
+        if given:
+            fix = "Restore the pipeline, or use a recipe without stages."
+            raise AdapterError(_CALL, "a call without ControlNet residuals", given[0], fix)
+        return self.unpack(call["hidden_states"], layout)
+
+    def select(self, call: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+        raise AdapterError(_CALL, "one layout per batch", f"rows {list(rows)}", "Report this.")
+
+    def embed(
+        self, call: Mapping[str, Any], tokens: Tensor, layout: TokenLayout, positions: Tensor
+    ) -> dict[str, Any]:
+        grid = self.pack(join_patches(tokens, layout.cells(layout.sides_used[0])[0]))
+        return {**call, "hidden_states": grid.to(call["hidden_states"].dtype)}
+
+    def unembed(self, output: Any, layout: TokenLayout) -> Tensor:
+        predicted = output[0].flatten(1, 2) if self.is_video else output[0]
+        return cut_patches(predicted, self.patch_px)
+
+    def replace(self, output: Any, carrier: Tensor, layout: TokenLayout) -> Any:
+        return self.with_sample(output, self.pack(carrier).to(output[0].dtype))
+
+    def text_tokens(self, call: Mapping[str, Any]) -> int:
+        return int(call["encoder_hidden_states"].shape[1])
+
+    def example_latents(self, transformer: Any, n_tokens: int) -> Tensor:
+        """Zeros of so many tokens, as square as can be, on the transformer's device."""
+        rows = next(r for r in range(math.isqrt(n_tokens), 0, -1) if n_tokens % r == 0)
+        frames = (1,) if self.is_video else ()
+        grid_px = (rows * self.patch_px, n_tokens // rows * self.patch_px)
+        like: Tensor = next(transformer.parameters())
+        return like.new_zeros(1, self.config.in_channels, *frames, *grid_px)
+
+    def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
+        expected = "a model family whose FLOPs fresco can count"
+        got, fix = type(transformer).__name__, "Write an adapter (docs/how-to/add-a-model.md)."
+        raise AdapterError("Accelerated.cost()", expected, got, fix)

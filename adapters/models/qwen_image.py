@@ -1,0 +1,104 @@
+"""Qwen-Image: packed as FLUX.1, positions counted from the middle of the picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fresco.errors import AdapterError
+from fresco.layout import TokenLayout
+from fresco.ports import register_adapter
+
+from .packed import PackedAdapter
+
+
+@register_adapter
+class QwenImageAdapter(PackedAdapter):
+    """`QwenImageTransformer2DModel`: shapes of whole grids at its root, rotations of mixed ones.
+
+    Guidance of the pipeline rescales by the norm of every token's prediction, which does not
+    commute with averaging: with it, a coarse stage is near the coarse model's, not equal.
+
+    Source:
+        huggingface/diffusers@v0.42.1:src/diffusers/pipelines/qwenimage/pipeline_qwenimage.py
+        (Apache-2.0).
+    """
+
+    model: ClassVar[str] = "QwenImageTransformer2DModel"
+    batched: ClassVar[tuple[str, ...]] = (
+        "hidden_states",
+        "encoder_hidden_states",
+        "encoder_hidden_states_mask",
+        "timestep",
+        "guidance",
+        "img_shapes",
+    )
+    _rotations: Tensor | None = None  # complex64 [m, d / 2], of the picture's tokens in this call
+    _n_fine = 0
+
+    def check(self, pipe: Any) -> None:
+        if self.config.zero_cond_t:
+            expected, got = "one noise level for all tokens", "zero_cond_t=True"
+            fix = "Use a recipe without stages."
+            raise AdapterError("accelerate(pipe, recipe)", expected, got, fix)
+
+    def select(self, call: Mapping[str, Any], rows: Any) -> dict[str, Any]:
+        shapes = call["img_shapes"]
+        return super().select({**call, "img_shapes": None}, rows) | {"img_shapes": shapes[:1]}
+
+    def embed(
+        self, call: Mapping[str, Any], tokens: Tensor, layout: TokenLayout, positions: Tensor
+    ) -> dict[str, Any]:
+        hidden = self.swap(call["hidden_states"], tokens, layout)
+        self._rotations = None
+        entered = {**call, "hidden_states": hidden}
+        if positions.equal(layout.positions("native")):
+            rows, columns = layout.cells(layout.sides_used[0])
+            shapes = [[(1, rows, columns), *conditions] for _, *conditions in call["img_shapes"]]
+            return entered | {"img_shapes": shapes}
+        middle = torch.tensor([-(-side // 2) for side in layout.sides.shape])
+        self._rotations = self._rotate(positions - middle).to(hidden.device)
+        self._n_fine = layout.sides.numel()
+        return entered
+
+    def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
+        super().attach(transformer, units)
+        positions: nn.Module = transformer.pos_embed
+        return positions.register_forward_hook(self._after_positions).remove
+
+    def aim(self, call: Mapping[str, Any], layout: TokenLayout | None) -> None:
+        if layout is None and not call:
+            self._rotations = None
+
+    def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
+        config = transformer.config
+        like = next(transformer.parameters())
+        rows = next(r for r in range(math.isqrt(n_tokens), 0, -1) if n_tokens % r == 0)
+        call = {
+            "hidden_states": like.new_zeros(1, n_tokens, config.in_channels),
+            "encoder_hidden_states": like.new_zeros(1, n_text_tokens, config.joint_attention_dim),
+            "timestep": like.new_zeros(1),
+            "img_shapes": [[(1, rows, n_tokens // rows)]],
+            "return_dict": False,
+        }
+        return {**call, "guidance": like.new_zeros(1)} if config.guidance_embeds else call
+
+    def _rotate(self, positions: Tensor) -> Tensor:
+        """Rotations of positions [m, 2] from the middle; the frame is the first, 0."""
+        frame, *sides = self.config.axes_dims_rope
+        angles = [torch.zeros(len(positions), frame // 2)]
+        for position, d in zip(positions.unbind(dim=1), sides, strict=True):
+            frequencies = 10000 ** -(torch.arange(0, d, 2).float() / d)
+            angles.append(position[:, None] * frequencies)
+        angle = torch.cat(angles, dim=1)
+        return torch.polar(torch.ones_like(angle), angle)
+
+    def _after_positions(self, _module: nn.Module, _given: object, output: Any) -> Any:
+        if self._rotations is None:
+            return None
+        picture, text = output
+        return torch.cat((self._rotations, picture[self._n_fine :])), text

@@ -1,0 +1,113 @@
+"""`fresco tune`. Nothing heavy is imported before it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+
+from fresco.cli_parts import clear_errors, console, named_tasks, progress_bar, write_json
+from fresco.cli_validate import read_prompts
+
+if TYPE_CHECKING:
+    from fresco.tuning import Found
+
+
+def tune(
+    model: Annotated[str, typer.Option(help="reference, or a pipeline's directory.")],
+    prompts: Annotated[Path, typer.Option(help="A text file, one prompt per line.")],
+    speedup: Annotated[float | None, typer.Option(min=1, help="At least so fast.")] = None,
+    min_judge: Annotated[float | None, typer.Option(help="At least so good.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.001, help="At most, in the loop.")] = None,
+    out: Annotated[Path, typer.Option(help="Recipe to write.")] = Path("tuned.yaml"),
+    folder: Annotated[Path, typer.Option(help="Where results are kept, and taken from.")] = Path(
+        "runs/tune"
+    ),
+    tries: Annotated[int, typer.Option(min=1, help="Candidates to measure.")] = 24,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first prompt's noise.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Of the plain run.")] = 50,
+    guidance: Annotated[float | None, typer.Option()] = None,
+    height: Annotated[int | None, typer.Option(min=1)] = None,
+    width: Annotated[int | None, typer.Option(min=1)] = None,
+    dtype: Annotated[str, typer.Option(help="Of all weights: float32 or bfloat16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    metric: Annotated[
+        str | None, typer.Option(help="Your own, module:function of (images, prompts) -> mean.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="File to write everything to.")] = None,
+) -> None:
+    """Search for a recipe, print the Pareto set and write the best; a broken search goes on.
+
+    Exit code 1 if no candidate meets the goal; nothing is written then.
+    """
+    with clear_errors():
+        with console.status("Loading"):
+            from fresco.output import make_directory
+            from fresco.pictures import PictureRequest, load_pipe
+            from fresco.tuning import (
+                Goal,
+                best_of,
+                check_goal,
+                measure,
+                open_study,
+                pareto,
+                pick_candidates,
+                sample_plain,
+            )
+            from fresco.validation import find_judge
+
+            goal, asked = Goal(speedup, min_judge, seconds), read_prompts(prompts)
+            picture = PictureRequest(
+                model, None, "", seed, steps, guidance, height, width, dtype, device
+            )
+            judge = find_judge(metric, picture, asked)
+            check_goal(goal, judge is not None)
+            for place, option in ((folder, "--folder"), (out.parent, "--out")):
+                make_directory("fresco tune", place, option)
+            open_study(folder, picture, asked)
+            pipe = load_pipe(model, dtype, device)
+        found: list[Found] = []
+        with progress_bar() as bar:
+            advance = named_tasks(bar)
+            plain = sample_plain(pipe, picture, asked, folder, advance)
+            chosen = pick_candidates(pipe, picture, goal, plain, tries)
+            for i, content in enumerate(chosen):
+                each = measure(pipe, picture, asked, content, plain, judge, folder, lambda *_: None)
+                found += [each] if each else []
+                advance("candidates", i + 1, len(chosen))
+        best, front = best_of(found, goal), pareto(found)
+        if json:
+            content_of = {"pareto": [asdict(each) for each in front]}
+            write_json(json, content_of | {"best": asdict(best) if best else None})
+        console.print(_table(front, best, judge.name if judge else "PSNR dB"))
+        if best is None:
+            console.print("[bold red]falls short[/] no candidate meets the goal.")
+            raise typer.Exit(1)
+        write_recipe(best, out)
+        console.print(f"Wrote {out}; measure it with `fresco validate {out}`.", soft_wrap=True)
+
+
+def write_recipe(best: Found, path: Path) -> None:
+    """Write a recipe's file with how it was found above it."""
+    import yaml
+
+    text = yaml.safe_dump(dict(best.recipe), sort_keys=False, width=100, default_flow_style=None)
+    head = f"# Found by `fresco tune`: {best.speedup:.2f}x at quality {best.quality:.4g}.\n"
+    path.write_text(f"{head}#   fresco validate {path.name}\n{text}", encoding="utf-8")
+
+
+def _table(front: Sequence[Found], best: Found | None, quality: str) -> Table:
+    columns = ("", "speedup", "loop s", quality, "stages (cell x steps)", "cache")
+    table = Table(*columns, title="Pareto set", box=box.SIMPLE_HEAD, pad_edge=False)
+    for each in front:
+        stages = ", ".join(f"{s['cell']} x {s['steps']}" for s in each.recipe["stages"])
+        cache = ", ".join(f"{entry['threshold']:g}" for entry in each.recipe["stack"])
+        mark = "best" if each is best else ""
+        figures = (f"{each.speedup:.2f}x", f"{each.seconds:.3g}", f"{each.quality:.4g}")
+        table.add_row(mark, *figures, stages, cache or "-")
+    return table

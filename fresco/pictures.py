@@ -1,0 +1,187 @@
+"""Pictures that say how they were made, so that they can be made again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from fresco.api import accelerate
+from fresco.errors import FrescoError
+from fresco.reference.provenance import versions
+from fresco.timing import LoopTimer
+
+_KEY = "fresco"  # of the PNG's text
+
+
+class PictureError(FrescoError, ValueError):
+    """A model that cannot be loaded, or a picture that does not say how it was made."""
+
+
+@dataclass(frozen=True)
+class PictureRequest:
+    """Everything that decides what a picture shows.
+
+    Args:
+        model: `reference`, or the directory of a diffusers pipeline.
+        recipe: Content of the recipe, as loaded; None: the plain pipeline.
+        prompt: What to show.
+        seed: Of a generator on the CPU.
+        steps: Requested steps; None: the pipeline's own default, as for all that follow.
+        guidance: Guidance scale.
+        height: Image px.
+        width: Image px.
+        dtype: Of all weights: float32 or bfloat16.
+        device: Where it is made.
+    """
+
+    model: str
+    recipe: Mapping[str, Any] | None
+    prompt: str
+    seed: int = 0
+    steps: int | None = None
+    guidance: float | None = None
+    height: int | None = None
+    width: int | None = None
+    dtype: str = "float32"
+    device: str = "cpu"
+
+
+def load_pipe(model: str, dtype: str = "float32", device: str = "cpu") -> Any:
+    """Load a pipeline from a directory, offline.
+
+    Args:
+        model: `reference`, or a directory that `save_pretrained` wrote.
+        dtype: Of all weights: float32 or bfloat16.
+        device: Where it runs.
+
+    Returns:
+        The pipeline, without progress bar.
+
+    Raises:
+        PictureError: If there is no pipeline, no such dtype or no such device.
+    """
+    where = f"load_pipe({model!r})"
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if dtype not in dtypes:
+        raise PictureError(where, f"a dtype of {', '.join(dtypes)}", dtype, "Name one of them.")
+    if model != "reference" and not (Path(model) / "model_index.json").is_file():
+        expected, fix = "`reference`, or a directory with a model_index.json", "Name one."
+        raise PictureError(where, expected, f"nothing in {model!r}", fix)
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        got = str(error).splitlines()[0]
+        raise PictureError(where, "a device that is here", got, "Use --device cpu.") from error
+    if model == "reference":
+        from fresco.reference import load
+
+        return load(dtype=dtypes[dtype]).to(target)
+    from diffusers import DiffusionPipeline
+
+    pipe = DiffusionPipeline.from_pretrained(model, dtype=dtypes[dtype], local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(target)
+
+
+def call_pipe(
+    pipe: Any,
+    request: PictureRequest,
+    on_step: Callable[[int], None] = lambda _: None,
+    output_type: str = "pil",
+) -> tuple[Any, float]:
+    """Call a pipeline, accelerated or not, for one picture.
+
+    Args:
+        pipe: The pipeline.
+        request: What to make; its recipe is left to the caller.
+        on_step: Called with the number of every solver step that has ended.
+        output_type: As pipelines know it.
+
+    Returns:
+        The pictures of the call, and the seconds of its denoising loop.
+    """
+    asked = {
+        "num_inference_steps": request.steps,
+        "guidance_scale": request.guidance,
+        "height": request.height,
+        "width": request.width,
+    }
+    given = {name: value for name, value in asked.items() if value is not None}
+    timer = LoopTimer(on_step)
+    handle = pipe.transformer.register_forward_pre_hook(timer.before_forward)
+    try:
+        images = pipe(
+            request.prompt,
+            generator=torch.Generator().manual_seed(request.seed),
+            output_type=output_type,
+            callback_on_step_end=timer.on_step_end,
+            **_defaults(request.model) | given,
+        ).images
+    finally:
+        handle.remove()
+    return images, timer.loop_s
+
+
+def make_picture(
+    pipe: Any, request: PictureRequest, path: Path, on_step: Callable[[int], None] = lambda _: None
+) -> float:
+    """Make one picture by its request's recipe and write it with all that is needed to repeat it.
+
+    Args:
+        pipe: Pipeline of `request.model`.
+        request: What to make, and how.
+        path: PNG file to write.
+        on_step: Called with the number of every solver step that has ended.
+
+    Returns:
+        Seconds of the denoising loop.
+    """
+    if request.recipe is None:
+        images, seconds = call_pipe(pipe, request, on_step)
+    else:
+        with accelerate(pipe, request.recipe):
+            images, seconds = call_pipe(pipe, request, on_step)
+    text = PngInfo()
+    text.add_text(_KEY, json.dumps({"request": asdict(request), "versions": versions()}))
+    images[0].save(path, pnginfo=text)
+    return seconds
+
+
+def read_request(path: Path) -> PictureRequest:
+    """Read how a picture was made.
+
+    Args:
+        path: PNG file that `make_picture` wrote.
+
+    Returns:
+        What makes it again, with the same versions and hardware.
+
+    Raises:
+        PictureError: If it cannot be read, or does not say.
+    """
+    where, fix = f"read_request({path.name!r})", "Name a picture that `fresco run` wrote."
+    try:
+        with Image.open(path) as picture:
+            text = json.loads(picture.info[_KEY])
+        names = [field.name for field in fields(PictureRequest)]
+        return PictureRequest(**{name: text["request"][name] for name in names})
+    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        got = f"{type(error).__name__}: {error}"
+        raise PictureError(where, "a picture with its request", got, fix) from error
+
+
+def _defaults(model: str) -> dict[str, Any]:
+    """What the reference model was trained with; other pipelines know their own."""
+    if model != "reference":
+        return {}
+    from fresco.reference import GUIDANCE_SCALE, MAX_TOKENS
+
+    return {"guidance_scale": GUIDANCE_SCALE, "max_sequence_length": MAX_TOKENS}

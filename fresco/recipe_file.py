@@ -1,0 +1,56 @@
+"""Writing records into a recipe's file; its comments and its order stay."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+
+from fresco.errors import RecipeError
+from fresco.output import OutputError
+from fresco.recipe import Recipe, load_recipe
+from fresco.record import RecordConfig
+
+_VALIDATED = re.compile(r"^validated:.*\Z", re.MULTILINE | re.DOTALL)
+_NEXT_KEY = re.compile(r"^[^\s-]", re.MULTILINE)  # entries of the list are at the margin too
+
+
+def write_record(path: Path, record: RecordConfig) -> Recipe:
+    """Put a record in a recipe's file, in place of one of the same model and coverage.
+
+    Args:
+        path: Of a valid recipe whose `validated`, if there is one, comes last.
+        record: What was measured.
+
+    Returns:
+        The recipe as it is now in the file.
+
+    Raises:
+        RecipeError: If the file has problems, or keys after `validated`.
+        OutputError: If it cannot be written.
+    """
+    recipe = load_recipe(path)
+    text = path.read_text(encoding="utf-8")
+    found = _VALIDATED.search(text)
+    if found and _NEXT_KEY.search(found.group().partition("\n")[2]):
+        raise RecipeError(path.name, ["put it last, since its records are rewritten @ $.validated"])
+    kept = [
+        each
+        for each in recipe.validated
+        if (each.model, each.covers) != (record.model, record.covers)
+    ]
+    entries = [each.model_dump(mode="json", exclude_defaults=True) for each in (*kept, record)]
+    body = text[: found.start()] if found else text
+    added = yaml.safe_dump(
+        {"validated": entries}, sort_keys=False, width=100, default_flow_style=None
+    )
+    changed = f"{body.rstrip()}\n{added}"
+    load_recipe(yaml.safe_load(changed))  # before anything is written
+    try:
+        path.write_text(changed, encoding="utf-8")
+    except OSError as error:
+        where, fix = "write_record(path, record)", "Copy the recipe and validate the copy."
+        got = f"{path.name!r} ({error.strerror})"
+        raise OutputError(where, "a recipe's file to write to", got, fix) from error
+    return load_recipe(path)

@@ -1,0 +1,129 @@
+"""What a run of an accelerated pipeline refuses before it begins."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fresco.errors import LayoutError, RunError, ScheduleError, SizeError
+from fresco.layout import TokenLayout
+
+_WHERE = "pipe(prompt, ...)"
+
+
+def starts_from_picture(pipe: object) -> bool:
+    """Whether a pipeline's first latents are a noisy picture, and not noise alone."""
+    return "strength" in inspect.signature(type(pipe).__call__).parameters
+
+
+def refuse_thread(other: threading.Thread) -> None:
+    """Refuse a run while another thread is in one.
+
+    Raises:
+        RunError: Always.
+    """
+    raise RunError(
+        _WHERE,
+        "one call at a time on an accelerated pipeline",
+        f"a call while thread {other.name!r} is in one",
+        "Wait for it, or use a pipeline per thread.",
+    )
+
+
+def check_component(name: str, now: object, attached: object) -> None:
+    """Refuse a pipeline with a component that was exchanged after attaching.
+
+    Args:
+        name: Of the component.
+        now: What the pipeline has.
+        attached: What was accelerated.
+
+    Raises:
+        RunError: If they are not the same object.
+    """
+    if now is not attached:
+        raise RunError(
+            _WHERE,
+            f"the {name} that was accelerated",
+            f"another {type(now).__name__}",
+            "Call restore(), then accelerate the pipeline again.",
+        )
+
+
+def check_size(rows: int, columns: int, height: int | None, width: int | None) -> None:
+    """Refuse pictures without a token.
+
+    Args:
+        rows: Fine token rows.
+        columns: Fine token columns.
+        height: As asked, in image px.
+        width: As asked, in image px.
+
+    Raises:
+        SizeError: If there is no row or no column.
+    """
+    if rows < 1 or columns < 1:
+        raise SizeError(
+            "pipe(height, width)",
+            "a picture of at least 1 x 1 tokens",
+            f"{rows} x {columns} tokens from height={height}, width={width}",
+            "Ask for a larger picture.",
+        )
+
+
+def check_latents(latents: Tensor, b: int, expected: Sequence[int], fine: TokenLayout) -> None:
+    """Refuse latents of the caller's that are not of the asked size.
+
+    Args:
+        latents: The caller's.
+        b: Images of the batch.
+        expected: Shape of one image's latents, as the pipeline takes them; -1 is any.
+        fine: Layout of the full grid.
+
+    Raises:
+        LayoutError: If they have another shape.
+    """
+    wanted = (b, *expected)
+    if len(latents.shape) != len(wanted) or any(
+        n != want for n, want in zip(latents.shape, wanted, strict=True) if want != -1
+    ):
+        rows, columns = fine.sides.shape
+        raise LayoutError(
+            "pipe(latents=...)",
+            f"latents {[b, *expected]} for {b} x {rows} x {columns} tokens",
+            list(latents.shape),
+            "Give them as the pipeline makes them, or give their height and width.",
+        )
+
+
+def check_spacing(asked: Mapping[str, Any], own: Callable[[int], Sequence[float]]) -> None:
+    """Refuse sigmas or timesteps of the caller's: the stages' own would replace them.
+
+    Args:
+        asked: Arguments of `scheduler.set_timesteps` by name.
+        own: The sigmas that the pipeline passes by itself, for a number of steps.
+
+    Raises:
+        ScheduleError: If others, or timesteps, are given.
+
+    Example:
+        >>> check_spacing({"num_inference_steps": None, "sigmas": [1.0, 0.5]}, lambda n: [1, 0.5])
+    """
+    sigmas, given = asked.get("sigmas"), None
+    if sigmas is not None:
+        is_own = np.allclose(np.asarray(sigmas, dtype=float), own(len(sigmas)), atol=1e-4)
+        given = None if is_own else "sigmas"
+    elif asked.get("timesteps") is not None:
+        given = "timesteps"
+    if given:
+        raise ScheduleError(
+            f"pipe({given}=...)",
+            "the pipeline's own spacing, since the recipe's stages bring theirs",
+            f"{len(asked[given])} {given} of the caller's",
+            f"Leave {given} out, or put sigmas into the recipe's stages.",
+        )

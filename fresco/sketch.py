@@ -1,0 +1,177 @@
+"""Pipelines without weights: what a plan needs to know of one, from its published config."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from fresco.cost import skeleton
+from fresco.errors import FrescoError
+from fresco.ports import adapters
+from fresco.problems import place, unknown
+from fresco.stages import Config
+
+
+class SketchError(FrescoError, ValueError):
+    """A model's config that is unknown or cannot be read."""
+
+
+class PipelineConfig(Config):
+    """What a pipeline knows of sizes."""
+
+    default_sample_size: int = Field(ge=1, description="latent px")
+    vae_scale_factor: int = Field(ge=1, description="image px per latent px")
+    vae_scale_factor_temporal: int = Field(1, ge=1, description="frames per latent frame")
+
+
+class RunConfig(Config):
+    """What the model's authors run it with."""
+
+    steps: int = Field(ge=1)
+    height: int = Field(ge=1, description="image px")
+    width: int = Field(ge=1, description="image px")
+    text_tokens: int = Field(ge=1)
+    frames: int = Field(1, ge=1, description="of a video")
+
+
+class ModelConfig(Config):
+    """A published configuration, as its JSON file says it."""
+
+    source: str = Field(min_length=1)
+    transformer: Mapping[str, Any]
+    scheduler: Mapping[str, Any]
+    pipeline: PipelineConfig
+    run: RunConfig
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """Stands for a pipeline where only shapes and schedules count; it cannot be called.
+
+    Args:
+        transformer: On the meta device, without weights.
+        scheduler: The pipeline's own.
+        default_sample_size: Latent px, as the pipeline has it.
+        vae_scale_factor: Image px per latent px.
+        vae_scale_factor_temporal: Frames of a video per latent frame.
+        run: What the model's authors run it with.
+    """
+
+    transformer: Any
+    scheduler: Any
+    default_sample_size: int
+    vae_scale_factor: int
+    vae_scale_factor_temporal: int
+    run: RunConfig
+
+
+def known_models() -> Mapping[str, Path | None]:
+    """List the models that can be planned without weights: file by name, None for `reference`.
+
+    Example:
+        >>> list(known_models())
+        ['flux1-dev', 'flux1-schnell', 'hunyuan-video', 'qwen-image', 'wan21-14b', 'reference']
+    """
+    folder = Path(str(importlib.resources.files("fresco.adapters"))) / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.json"))} | {"reference": None}
+
+
+def sketch_model(name: str, transformer: Path | Mapping[str, Any] | None = None) -> Sketch:
+    """Make the sketch of a known model.
+
+    Args:
+        name: One of `known_models()`.
+        transformer: Config, or path of a `transformer/config.json`, in place of the model's own.
+
+    Returns:
+        The sketch; its scheduler, sizes and text tokens are the model's.
+
+    Raises:
+        SketchError: If the model is unknown, or a config has problems.
+
+    Example:
+        >>> sketch_model("flux1-schnell").run.steps
+        4
+    """
+    known = known_models()
+    if name not in known:
+        got, fix = unknown("model", name, known), "Name one of them, or pass a config.json."
+        raise SketchError(f"sketch_model({name!r})", "a known model", got, fix)
+    path = known[name]
+    config = _reference_config() if path is None else _parse(path.name, _read(path))
+    own: Mapping[str, Any] = config.transformer
+    if transformer is not None:
+        own = _read(transformer) if isinstance(transformer, Path) else transformer
+    return Sketch(
+        transformer=_build_transformer(own),
+        scheduler=_diffusers_class(config.scheduler).from_config(dict(config.scheduler)),
+        default_sample_size=config.pipeline.default_sample_size,
+        vae_scale_factor=config.pipeline.vae_scale_factor,
+        vae_scale_factor_temporal=config.pipeline.vae_scale_factor_temporal,
+        run=config.run,
+    )
+
+
+def _build_transformer(config: Mapping[str, Any]) -> Any:
+    """A transformer on the meta device, of a class that has an adapter."""
+    name, known = config.get("_class_name"), adapters()
+    if name not in known:
+        got, fix = unknown("model class", name, known), "Pass the config.json of its transformer."
+        raise SketchError("sketch_model(transformer)", "a class with an adapter", got, fix)
+    kept = {key: value for key, value in config.items() if not key.startswith("_")}
+    try:
+        return skeleton(_diffusers_class(config), json.dumps(kept))
+    except (TypeError, ValueError, RuntimeError) as error:
+        fix = "Correct its config.json."
+        raise SketchError("sketch_model(transformer)", f"a {name}", str(error), fix) from error
+
+
+def _diffusers_class(config: Mapping[str, Any]) -> Any:
+    """A class of diffusers by the name that configs have under `_class_name`."""
+    import diffusers
+
+    return getattr(diffusers, config["_class_name"])
+
+
+def _reference_config() -> ModelConfig:
+    """Config of the model that ships, from its own files."""
+    from fresco.reference import DEFAULT_SAMPLE_SIZE, MAX_TOKENS, PIPELINE
+
+    vae = _read(PIPELINE / "vae" / "config.json")
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    side = DEFAULT_SAMPLE_SIZE * factor
+    content = {
+        "source": "fresco.reference",
+        "transformer": _read(PIPELINE / "transformer" / "config.json"),
+        "scheduler": _read(PIPELINE / "scheduler" / "scheduler_config.json"),
+        "pipeline": {"default_sample_size": DEFAULT_SAMPLE_SIZE, "vae_scale_factor": factor},
+        "run": {"steps": 50, "height": side, "width": side, "text_tokens": MAX_TOKENS},
+    }
+    return _parse("reference", content)
+
+
+def _parse(where: str, content: object) -> ModelConfig:
+    try:
+        return ModelConfig.model_validate(content)
+    except ValidationError as error:
+        problems = [f"{each['msg']} @ {place(each['loc'])}" for each in error.errors()]
+        fix = "Correct the file."
+        raise SketchError(where, "a model's config", "; ".join(problems), fix) from None
+
+
+def _read(path: Path) -> Any:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        where, fix = f"sketch_model({path.name!r})", "Name a readable config.json."
+        raise SketchError(where, "a JSON file", str(error), fix) from error
+    if not isinstance(content, dict):
+        where, fix = f"sketch_model({path.name!r})", "Name a config.json of a model."
+        raise SketchError(where, "a JSON object", type(content).__name__, fix)
+    return content

@@ -1,0 +1,237 @@
+"""A search for a recipe: candidates are measured one by one, and every result is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fresco.api import accelerate
+from fresco.candidates import candidates
+from fresco.errors import FrescoError, FrescoWarning
+from fresco.pictures import PictureRequest, call_pipe
+from fresco.planner import plan as forecast_of
+from fresco.quality import psnr_db
+from fresco.recipe import load_recipe
+from fresco.validation import Judge
+
+Advance = Callable[[str, int, int], None]
+
+
+class TuningError(FrescoError, ValueError):
+    """A search that would say nothing, or a folder of another search."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is searched for; exactly one of the three is set.
+
+    Args:
+        speedup: Of the denoising loop at least; the best quality wins.
+        min_judge: The judge's mean at least; the fastest wins.
+        seconds: Of the denoising loop at most; the best quality wins.
+    """
+
+    speedup: float | None = None
+    min_judge: float | None = None
+    seconds: float | None = None
+
+    def meets(self, found: Found) -> bool:
+        """Whether a candidate is good enough."""
+        if self.speedup is not None:
+            return found.speedup >= self.speedup
+        if self.seconds is not None:
+            return found.seconds <= self.seconds
+        return found.quality >= (self.min_judge or 0)
+
+    def rank(self, found: Found) -> float:
+        """What the best of those that meet it has most of."""
+        return found.quality if self.min_judge is None else found.speedup
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was measured of a candidate.
+
+    Args:
+        recipe: Its content.
+        speedup: Plain seconds over its own; not paired, so `fresco validate` it afterwards.
+        seconds: Of its denoising loop, mean over prompts.
+        quality: Judge's mean, or PSNR to the plain pictures in dB where nobody judges.
+    """
+
+    recipe: Mapping[str, Any]
+    speedup: float
+    seconds: float
+    quality: float
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The plain run's pictures [b, 3, h, w], its mean seconds, and the text tokens of its calls."""
+
+    images: Tensor
+    seconds: float
+    n_text_tokens: int
+
+
+def check_goal(goal: Goal, has_judge: bool) -> None:
+    """Refuse none or several goals, and a judge's goal where nobody judges."""
+    given = [name for name, value in asdict(goal).items() if value is not None]
+    where, fix = "fresco tune", "Give one of --speedup, --min-judge and --seconds."
+    if len(given) != 1:
+        raise TuningError(where, "one goal", " and ".join(given) or "none", fix)
+    if goal.min_judge is not None and not has_judge:
+        fix = "Use the reference model, or name a --metric."
+        raise TuningError(where, "a judge for --min-judge", "none", fix)
+
+
+def open_study(folder: Path, picture: PictureRequest, prompts: Sequence[str]) -> None:
+    """Begin a search in a folder, or go on with the same one.
+
+    Raises:
+        TuningError: If the folder holds a search of other pictures.
+    """
+    study = {"picture": asdict(picture), "prompts": list(prompts)}
+    file = folder / "study.json"
+    if file.exists() and json.loads(file.read_text(encoding="utf-8")) != study:
+        fix = "Name another --folder, or delete this one."
+        raise TuningError("fresco tune --folder", "this search's folder", "another's", fix)
+    file.write_text(json.dumps(study, indent=2) + "\n", encoding="utf-8")
+
+
+def sample_plain(
+    pipe: Any, picture: PictureRequest, prompts: Sequence[str], folder: Path, advance: Advance
+) -> Plain:
+    """Sample the plain pictures, or take them from the folder."""
+    file = folder / "plain.pt"
+    if file.exists():
+        return Plain(**torch.load(file, weights_only=True))
+    call_pipe(pipe, replace(picture, prompt=prompts[0], steps=2), output_type="latent")
+    images, seconds = _sample(pipe, picture, prompts, lambda at: advance("plain", *at))
+    with accelerate(pipe, "identity") as fast:
+        asked = replace(picture, prompt=prompts[0], steps=1)
+        call_pipe(pipe, asked, output_type="latent")
+        n_text = fast.report.n_text_tokens
+    found = Plain(images, seconds, n_text)
+    torch.save(vars(found), file)
+    return found
+
+
+def pick_candidates(
+    pipe: Any, picture: PictureRequest, goal: Goal, plain: Plain, n: int
+) -> list[dict[str, Any]]:
+    """Pick candidates by their FLOPs, before anything is sampled.
+
+    Args:
+        pipe: The pipeline.
+        picture: Sizes, steps, guidance.
+        goal: With a speed in it, those nearest to that speed; else evenly over all speeds.
+        plain: The plain run.
+        n: How many.
+
+    Returns:
+        Contents of recipes, the slowest first.
+    """
+    h, w = plain.images.shape[-2:]
+    baseline: dict[str, Any] = {"steps": picture.steps, "height": h, "width": w}
+    if picture.guidance is not None:
+        baseline["guidance"] = picture.guidance
+    known = {
+        json.dumps(each): each for each in candidates(type(pipe.transformer).__name__, baseline)
+    }
+
+    def speed(content: Mapping[str, Any]) -> float:
+        found = forecast_of(pipe, content, text_tokens=plain.n_text_tokens)
+        return found.flops_speedup
+
+    by_speed = sorted(known.values(), key=speed)
+    if goal.min_judge is None:
+        target = goal.speedup or plain.seconds / (goal.seconds or 1)
+        nearest = sorted(by_speed, key=lambda content: abs(math.log(speed(content) / target)))
+        return sorted(nearest[:n], key=speed)
+    last = len(by_speed) - 1
+    return [by_speed[round(i * last / max(1, n - 1))] for i in range(min(n, len(by_speed)))]
+
+
+def measure(
+    pipe: Any,
+    picture: PictureRequest,
+    prompts: Sequence[str],
+    content: Mapping[str, Any],
+    plain: Plain,
+    judge: Judge | None,
+    folder: Path,
+    advance: Advance,
+) -> Found | None:
+    """Measure a candidate, or take what is known of it from the folder.
+
+    Returns:
+        What was found; None for one that does not fit this pipeline, which is kept too.
+    """
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    file = folder / f"{key}.json"
+    if file.exists():
+        known = json.loads(file.read_text(encoding="utf-8"))
+        return None if "refused" in known else Found(**known)
+    try:
+        # a cache that does nothing here: the search has the same candidate without it
+        with warnings.catch_warnings(), accelerate(pipe, load_recipe(content)):
+            warnings.simplefilter("ignore", FrescoWarning)
+            images, seconds = _sample(pipe, picture, prompts, lambda at: advance(key, *at))
+    except FrescoError as error:
+        file.write_text(json.dumps({"recipe": content, "refused": str(error)}) + "\n")
+        return None
+    if judge is None:
+        quality = min(psnr_db(images, plain.images).mean().item(), 1000.0)  # equal: infinite
+    else:
+        quality = judge.score(images, prompts)
+    found = Found(content, plain.seconds / seconds, seconds, quality)
+    file.write_text(json.dumps(asdict(found), indent=2) + "\n", encoding="utf-8")
+    return found
+
+
+def pareto(found: Iterable[Found]) -> list[Found]:
+    """Keep those that no other beats in both speed and quality, the slowest first.
+
+    Example:
+        >>> points = [Found({}, 1, 9, 30), Found({}, 3, 3, 20), Found({}, 2, 4, 10)]
+        >>> [point.speedup for point in pareto(points)]
+        [1, 3]
+    """
+    best, kept = -math.inf, []
+    for point in sorted(found, key=lambda each: (-each.speedup, -each.quality)):
+        if point.quality > best:
+            kept.append(point)
+            best = point.quality
+    return kept[::-1]
+
+
+def best_of(found: Iterable[Found], goal: Goal) -> Found | None:
+    """Choose the best of those that meet the goal; None if none does."""
+    return max(filter(goal.meets, found), key=goal.rank, default=None)
+
+
+def _sample(
+    pipe: Any,
+    picture: PictureRequest,
+    prompts: Sequence[str],
+    advance: Callable[[tuple[int, int]], None],
+) -> tuple[Tensor, float]:
+    """Pictures of all prompts, and mean seconds of the loop."""
+    images, seconds = [], 0.0
+    for i, prompt in enumerate(prompts):
+        asked = replace(picture, prompt=prompt, seed=picture.seed + i)
+        made, loop_s = call_pipe(pipe, asked, output_type="pt")
+        images.append(made.float().cpu())
+        seconds += loop_s / len(prompts)
+        advance((i + 1, len(prompts)))
+    return torch.cat(images), seconds

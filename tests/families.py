@@ -1,0 +1,333 @@
+"""Tiny random pipelines of the model families, and how each is asked for latents.
+
+Text encoders are left out: the pipelines take embeddings. So is the VAE: they give latents.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family.
+
+    Args:
+        pipeline: Class of diffusers.
+        transformer: Class of diffusers.
+        config: Of a tiny transformer.
+        asked: Embeddings and sizes of one call.
+        passes: Transformer calls of a step.
+        frames: Latent frames of that call.
+        scheduler: Config of the scheduler.
+        clock: What the transformer is told: 0 sigma, 1 a thousand times it, 2 one minus it.
+        is_negated: Whether the pipeline negates what the transformer returns.
+        mixes: Whether it takes mixed layouts.
+        missing: Components that are left out.
+    """
+
+    pipeline: str
+    transformer: str
+    config: Mapping[str, Any]
+    asked: Callable[[], dict[str, Any]]
+    passes: int = 1
+    frames: int = 1
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
+    clock: int = 1
+    is_negated: bool = False
+    mixes: bool = False
+    missing: tuple[str, ...] = ("vae", "text_encoder", "tokenizer")
+
+    def make(self) -> Any:
+        """Build the pipeline."""
+        torch.manual_seed(0)
+        with warnings.catch_warnings():  # of diffusers' own imports
+            warnings.simplefilter("ignore", FutureWarning)
+            transformer = getattr(diffusers, self.transformer)(**self.config).eval()
+        with torch.no_grad():
+            for weight in transformer.parameters():  # some are zero at first
+                if not weight.any():
+                    weight.normal_(std=0.1)
+        scheduler = FlowMatchEulerDiscreteScheduler(**self.scheduler)
+        parts = {"transformer": transformer, "scheduler": scheduler}
+        pipe = getattr(diffusers, self.pipeline)(**parts, **dict.fromkeys(self.missing))
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def draw(self, pipe: Any, **asked: Any) -> torch.Tensor:
+        """Call the pipeline for latents."""
+        asked = {"num_inference_steps": 6, "height": 64, "width": 96} | self.asked() | asked
+        asked.setdefault("generator", torch.Generator().manual_seed(asked.pop("seed", 0)))
+        result = pipe(**asked, output_type="latent", return_dict=False)[0]
+        assert isinstance(result, torch.Tensor)
+        return result
+
+
+def _noise(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _sd3() -> dict[str, Any]:
+    return {
+        "prompt_embeds": _noise(1, 5, 32),
+        "negative_prompt_embeds": _noise(1, 5, 32, seed=2),
+        "pooled_prompt_embeds": _noise(1, 16, seed=3),
+        "negative_pooled_prompt_embeds": _noise(1, 16, seed=4),
+        "guidance_scale": 2.0,
+    }
+
+
+def _wan() -> dict[str, Any]:
+    return {
+        "prompt_embeds": _noise(1, 5, 32),
+        "negative_prompt_embeds": _noise(1, 5, 32, seed=2),
+        "guidance_scale": 2.0,
+        "num_frames": 5,
+    }
+
+
+def _hunyuan_video() -> dict[str, Any]:
+    return {
+        "prompt_embeds": _noise(1, 5, 32),
+        "pooled_prompt_embeds": _noise(1, 16, seed=3),
+        "prompt_attention_mask": torch.ones(1, 5),
+        "num_frames": 5,
+    }
+
+
+def _aura_flow() -> dict[str, Any]:
+    return {
+        "prompt_embeds": _noise(1, 5, 32),
+        "prompt_attention_mask": torch.ones(1, 5),
+        "negative_prompt_embeds": _noise(1, 5, 32, seed=2),
+        "negative_prompt_attention_mask": torch.ones(1, 5),
+        "guidance_scale": 2.0,
+    }
+
+
+def _cogview4() -> dict[str, Any]:
+    return {
+        "prompt_embeds": _noise(1, 5, 32),
+        "negative_prompt_embeds": _noise(1, 5, 32, seed=2),
+        "guidance_scale": 2.0,
+    }
+
+
+def _flux2() -> dict[str, Any]:
+    return {"prompt_embeds": _noise(1, 5, 32)}
+
+
+def _chroma() -> dict[str, Any]:
+    return {
+        "prompt_embeds": _noise(1, 5, 32),
+        "prompt_attention_mask": torch.tensor([[1, 1, 1, 1, 0]], dtype=torch.bool),
+        "negative_prompt_embeds": _noise(1, 5, 32, seed=2),
+        "negative_prompt_attention_mask": torch.tensor([[1, 1, 0, 0, 0]], dtype=torch.bool),
+        "guidance_scale": 2.0,
+    }
+
+
+def _qwen_image() -> dict[str, Any]:
+    return {
+        "prompt_embeds": _noise(1, 5, 32),
+        "prompt_embeds_mask": torch.tensor([[1, 1, 1, 1, 0]]),
+    }
+
+
+def _lumina2() -> dict[str, Any]:
+    return {
+        "prompt_embeds": _noise(1, 5, 32),
+        "prompt_attention_mask": torch.ones(1, 5, dtype=torch.bool),
+        "negative_prompt_embeds": _noise(1, 5, 32, seed=2),
+        "negative_prompt_attention_mask": torch.ones(1, 5, dtype=torch.bool),
+        "guidance_scale": 2.0,
+        "cfg_normalization": False,  # rescales by a norm, which restriction changes
+    }
+
+
+FAMILIES = {
+    "sd3": Family(
+        "StableDiffusion3Pipeline",
+        "SD3Transformer2DModel",
+        {
+            "sample_size": 16,
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_layers": 2,
+            "attention_head_dim": 16,
+            "num_attention_heads": 2,
+            "joint_attention_dim": 32,
+            "caption_projection_dim": 32,
+            "pooled_projection_dim": 16,
+            "pos_embed_max_size": 16,
+        },
+        _sd3,
+        scheduler={"shift": 3.0},
+        missing=(
+            "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2",
+            "text_encoder_3", "tokenizer_3",
+        ),
+    ),
+    "wan": Family(
+        "WanPipeline",
+        "WanTransformer3DModel",
+        {
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_layers": 2,
+            "attention_head_dim": 12,
+            "num_attention_heads": 2,
+            "text_dim": 32,
+            "freq_dim": 16,
+            "ffn_dim": 32,
+        },
+        _wan,
+        passes=2,
+        frames=2,
+        scheduler={"shift": 5.0},
+    ),
+    "hunyuan_video": Family(
+        "HunyuanVideoPipeline",
+        "HunyuanVideoTransformer3DModel",
+        {
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_attention_heads": 2,
+            "attention_head_dim": 12,
+            "num_layers": 1,
+            "num_single_layers": 1,
+            "num_refiner_layers": 1,
+            "text_embed_dim": 32,
+            "pooled_projection_dim": 16,
+            "rope_axes_dim": (4, 4, 4),
+        },
+        _hunyuan_video,
+        frames=2,
+        scheduler={"shift": 7.0},
+        missing=("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
+    ),
+    "aura_flow": Family(
+        "AuraFlowPipeline",
+        "AuraFlowTransformer2DModel",
+        {
+            "sample_size": 16,
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_mmdit_layers": 1,
+            "num_single_dit_layers": 1,
+            "attention_head_dim": 16,
+            "num_attention_heads": 2,
+            "joint_attention_dim": 32,
+            "caption_projection_dim": 32,
+            "pos_embed_max_size": 256,
+        },
+        _aura_flow,
+        clock=0,
+        scheduler={"shift": 1.73},
+    ),
+    "flux2": Family(
+        "Flux2Pipeline",
+        "Flux2Transformer2DModel",
+        {
+            "in_channels": 16,
+            "num_layers": 1,
+            "num_single_layers": 1,
+            "attention_head_dim": 16,
+            "num_attention_heads": 2,
+            "joint_attention_dim": 32,
+            "timestep_guidance_channels": 16,
+            "axes_dims_rope": (4, 4, 4, 4),
+        },
+        _flux2,
+        clock=0,
+        mixes=True,
+        scheduler={"use_dynamic_shifting": True},
+    ),
+    "chroma": Family(
+        "ChromaPipeline",
+        "ChromaTransformer2DModel",
+        {
+            "in_channels": 16,
+            "num_layers": 1,
+            "num_single_layers": 1,
+            "attention_head_dim": 16,
+            "num_attention_heads": 2,
+            "joint_attention_dim": 32,
+            "axes_dims_rope": (4, 6, 6),
+            "approximator_num_channels": 16,
+            "approximator_hidden_dim": 16,
+            "approximator_layers": 1,
+        },
+        _chroma,
+        clock=0,
+        passes=2,
+        mixes=True,
+        scheduler={"use_dynamic_shifting": True},
+    ),
+    "qwen_image": Family(
+        "QwenImagePipeline",
+        "QwenImageTransformer2DModel",
+        {
+            "in_channels": 16,
+            "out_channels": 4,
+            "num_layers": 2,
+            "attention_head_dim": 16,
+            "num_attention_heads": 2,
+            "joint_attention_dim": 32,
+            "axes_dims_rope": (4, 6, 6),
+        },
+        _qwen_image,
+        clock=0,
+        mixes=True,
+        scheduler={"use_dynamic_shifting": True},
+    ),
+    "cogview4": Family(
+        "CogView4Pipeline",
+        "CogView4Transformer2DModel",
+        {
+            "sample_size": 16,
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_layers": 2,
+            "attention_head_dim": 16,
+            "num_attention_heads": 2,
+            "text_embed_dim": 32,
+            "time_embed_dim": 32,
+            "condition_dim": 8,
+            "rope_axes_dim": (16, 16),
+        },
+        _cogview4,
+        passes=2,
+        scheduler={"use_dynamic_shifting": True, "base_shift": 0.25, "max_shift": 0.75,
+                   "time_shift_type": "linear", "base_image_seq_len": 256},
+    ),
+    "lumina2": Family(
+        "Lumina2Pipeline",
+        "Lumina2Transformer2DModel",
+        {
+            "sample_size": 16,
+            "in_channels": 4,
+            "hidden_size": 24,
+            "num_layers": 1,
+            "num_refiner_layers": 1,
+            "num_attention_heads": 2,
+            "num_kv_heads": 1,
+            "multiple_of": 8,
+            "axes_dim_rope": (4, 4, 4),
+            "axes_lens": (32, 32, 32),
+            "cap_feat_dim": 32,
+        },
+        _lumina2,
+        passes=2,
+        is_negated=True,
+        clock=2,
+        scheduler={"use_dynamic_shifting": True},
+    ),
+}  # fmt: skip

@@ -1,0 +1,248 @@
+"""Every model family through its real pipeline class, with tiny random weights."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+
+import pytest
+import torch
+
+import fresco
+from fresco import errors
+from fresco.layout import TokenLayout
+from fresco.transfer import cut_patches
+from tests.conftest import traces
+from tests.families import FAMILIES
+
+STAGED = {
+    "schema": 1,
+    "model": "any",
+    "baseline": {"steps": 6, "height": 64, "width": 96},
+    "stages": [
+        {"cell": 4, "steps": 2, "until_sigma": 0.7},
+        {"cell": 2, "steps": 3, "until_sigma": 0.4, "lift": {"form": "latent"}},
+        {"cell": 1, "steps": 2, "lift": {"form": "clean", "to_sigma": 0.6}},
+    ],
+}
+ALL_FINE = {**STAGED, "stages": [{"cell": 1, "steps": 6}]}
+MIXED = {
+    **STAGED,
+    "stages": [
+        {"cell": 2, "steps": 2, "until_sigma": 0.6},
+        {"cell": "mixed", "steps": 2, "until_sigma": 0.3,
+         "promote": {"score": "edges", "budget": 0.4}},
+        {"cell": 1, "steps": 2},
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return FAMILIES[request.param]
+
+
+@pytest.fixture
+def pipe(family):
+    return family.make()
+
+
+def test_identity_recipes_and_restore_leave_no_trace(family, pipe):
+    plain, before = family.draw(pipe), traces(pipe)
+    for raw in ("identity", ALL_FINE):
+        with fresco.accelerate(pipe, raw) as accelerated:
+            assert family.draw(pipe).equal(plain)
+            assert len(accelerated.report.steps) == 6
+        assert traces(pipe) == before
+    with fresco.accelerate(pipe, STAGED):
+        family.draw(pipe)
+    assert traces(pipe) == before
+    assert family.draw(pipe).equal(plain)
+
+
+class Watch:
+    """What the transformer sees and says, of every pass."""
+
+    def __init__(self, pipe):
+        self.seen, self.said, self.times = [], [], []
+        forward = pipe.transformer.forward
+        names = list(inspect.signature(forward).parameters)
+
+        @functools.wraps(forward)
+        def spied(*args, **kwargs):
+            call = dict(zip(names, args, strict=False)) | kwargs
+            output = forward(*args, **kwargs)
+            self.seen.append(call["hidden_states"].clone())
+            self.times.append(float(call["timestep"].flatten()[0]))
+            self.said.append(output[0].clone())
+            return output
+
+        pipe.transformer.forward = spied
+
+
+def guided(family, said):
+    """One step's prediction, guided as the pipeline does."""
+    doubled = family.asked().get("guidance_scale") and family.passes == 1
+    if doubled:
+        without, given = said[0].chunk(2)
+    elif family.passes == 2:
+        given, without = said
+    else:
+        return said[0]
+    prediction = without + family.asked()["guidance_scale"] * (given - without)
+    return -prediction if family.is_negated else prediction
+
+
+def test_coarse_steps_are_those_of_the_coarse_model(family, pipe):
+    """The model's own picture of a smaller size, solved by Euler, with the coarse field."""
+    watch = Watch(pipe)
+    with fresco.accelerate(pipe, STAGED) as accelerated:
+        family.draw(pipe, width=128)  # cells of 4 tokens divide it
+        steps, planned = accelerated.report.steps, accelerated.plan.steps
+        eps = accelerated._middleware.last.noise.eps
+    assert [step.passes for step in steps] == [family.passes] * 7
+    assert [step.tokens for step in steps] == [step.n_tokens for step in planned]
+    b = len(eps)
+    for k, step in enumerate(planned):
+        time = watch.times[k * family.passes]
+        of_it = (time, time / 1000, 1 - time)[family.clock]
+        assert of_it == pytest.approx(step.sigma, abs=1e-3)
+        seen = watch.seen[k * family.passes][:b]
+        if seen.ndim == 3:  # packed
+            assert seen.shape[1] == step.n_tokens
+            continue
+        size = pipe.transformer.config.patch_size
+        patch = size if isinstance(size, int) else size[-1]
+        assert seen[0, 0].numel() == step.n_tokens * patch**2
+    coarse = 4 * torch.nn.functional.avg_pool2d(eps, 4)
+    first = watch.seen[0][:b]
+    is_packed = first.ndim == 3
+    expected = cut_patches(coarse, 2).flatten(2) if is_packed else coarse
+    got = first if is_packed else first.flatten(1, -3)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+    for k in (0, 2, 3):  # inside stages
+        change = planned[k + 1].sigma - planned[k].sigma
+        said = watch.said[k * family.passes : (k + 1) * family.passes]
+        before, after = (watch.seen[i * family.passes][:b] for i in (k, k + 1))
+        expected = before + change * guided(family, said)
+        torch.testing.assert_close(after, expected, rtol=0, atol=1e-4)
+
+
+def test_runs_of_other_sizes_and_after_a_death_are_right(family, pipe):
+    def die(_pipe, step, _timestep, tensors):
+        if step == 2:
+            raise ValueError("on purpose")
+        return tensors
+
+    with fresco.accelerate(pipe, STAGED) as accelerated:
+        first = family.draw(pipe)
+        family.draw(pipe, height=32, width=48)
+        assert accelerated.plan.n_full_tokens == family.frames * 2 * 3
+        with pytest.raises(ValueError, match="on purpose"):
+            family.draw(pipe, callback_on_step_end=die)
+        assert family.draw(pipe).equal(first)
+        assert not family.draw(pipe, num_inference_steps=12).equal(first)
+
+
+def test_an_image_does_not_depend_on_its_batch(family, pipe):
+    several = {
+        key: torch.cat((value, value)) if isinstance(value, torch.Tensor) else value
+        for key, value in family.asked().items()
+    }
+    with fresco.accelerate(pipe, STAGED):
+        generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+        together = family.draw(pipe, **several, generator=generators)
+        for i in range(2):
+            alone = family.draw(pipe, seed=i)
+            torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-4)
+
+
+def test_mixed_stages_run_or_are_refused_with_the_reason(family, pipe):
+    family.draw(pipe)  # pipelines keep what they are asked
+    before = traces(pipe)
+    if family.mixes:
+        with fresco.accelerate(pipe, MIXED) as accelerated:
+            assert family.draw(pipe).isfinite().all()
+            assert [step.tokens for step in accelerated.report.steps] == [6, 6, 12, 12, 24, 24]
+        assert traces(pipe) == before
+        return
+    with pytest.raises(errors.RecipeError, match=r"only whole-grid stages with .*Adapter"):
+        fresco.accelerate(pipe, MIXED)
+    assert traces(pipe) == before
+
+
+MIXING = [name for name, family in FAMILIES.items() if family.mixes]
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_positions_of_a_mixed_stage_that_is_all_fine_are_the_model_s_own(name):
+    pipe = FAMILIES[name].make()
+    fine = {"cell": 1, "steps": 2, "until_sigma": 0.3}
+    mixed = {**fine, "cell": "mixed", "promote": {"score": "edges", "budget": 1.0}}
+    pictures = []
+    for stage in (fine, mixed):
+        raw = {**MIXED, "stages": [MIXED["stages"][0], stage, MIXED["stages"][2]]}
+        with fresco.accelerate(pipe, raw):
+            pictures.append(FAMILIES[name].draw(pipe))
+    torch.testing.assert_close(pictures[1], pictures[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_an_image_of_a_mixed_stage_does_not_depend_on_its_batch(name):
+    family = FAMILIES[name]
+    pipe = family.make()
+    several = {
+        key: torch.cat((value, value)) if isinstance(value, torch.Tensor) else value
+        for key, value in family.asked().items()
+    }
+    stage = {**MIXED["stages"][1], "promote": {"score": "random", "budget": 0.4}}
+    raw = {**MIXED, "stages": [MIXED["stages"][0], stage, MIXED["stages"][2]]}
+    with fresco.accelerate(pipe, raw) as accelerated:
+        generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+        together = family.draw(pipe, **several, generator=generators)
+        run = accelerated._middleware.last
+        assert len(run.groups(run.plan.steps[2])) == 2
+        for i in range(2):
+            alone = family.draw(pipe, seed=i)
+            torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-4)
+
+
+def test_latents_of_another_shape_are_refused(family, pipe):
+    with fresco.accelerate(pipe, STAGED) as accelerated:
+        right = family.draw(pipe)
+        shape = accelerated._middleware.adapter.latents_shape(TokenLayout.whole(4, 5, 1, 2))
+        wrong = torch.zeros(1, *(2 if n == -1 else n for n in shape))
+        with pytest.raises(errors.LayoutError, match=r"expected latents \[1, "):
+            family.draw(pipe, latents=wrong)
+        assert family.draw(pipe).equal(right)
+
+
+def test_quantization_stacks_and_comes_off(family, pipe):
+    plain = family.draw(pipe)
+    with fresco.accelerate(pipe, STAGED):
+        expected = family.draw(pipe)
+    stack = [{"kind": "quantize", "form": "int8_weight_only"}]
+    with fresco.accelerate(pipe, {**STAGED, "stack": stack}) as accelerated:
+        got = family.draw(pipe)
+        layers = {row.kind: row.counts for row in accelerated.summary().rows}["quantize"]["layers"]
+    assert layers > 0
+    assert 0 < (got - expected).norm() / expected.norm() < 0.1
+    assert family.draw(pipe).equal(plain)
+
+
+def test_the_page_of_models_says_what_runs():
+    from tests import write_models
+
+    assert write_models.PAGE.read_text(encoding="utf-8") == write_models.make_page(), (
+        "run `python -m tests.write_models` and commit what it writes"
+    )
+
+
+@pytest.mark.parametrize("name", ["sd3", "wan", "flux2", "chroma"])
+def test_a_transformer_that_sees_more_than_latents_is_refused(name):
+    pipe = FAMILIES[name].make()
+    pipe.transformer.register_to_config(in_channels=36, out_channels=16)
+    match = r"sees latents only \(16 channels\), got 36 input channels"
+    with pytest.raises(errors.AdapterError, match=match):
+        fresco.accelerate(pipe, STAGED)
+    fresco.accelerate(pipe, "identity").restore()

@@ -1,0 +1,145 @@
+"""`fresco run`: changes of a recipe, and pictures that can be made again."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fresco
+import fresco.reference
+from fresco.errors import RecipeError
+from fresco.overrides import override
+from fresco.pictures import PictureError, read_request
+from fresco.recipe import load_recipe
+from tests.reference_parts import assemble_untrained
+from tests.test_cli import run
+
+SIZE = ("--steps", "4", "--height", "64", "--width", "64")
+
+
+@pytest.mark.parametrize(
+    ("change", "read"),
+    [
+        ("stages[0].steps=4", lambda recipe: recipe.stages[0].steps == 4),
+        ("stages[1].lift.form=clean", lambda recipe: recipe.stages[1].lift.form == "clean"),
+        ("expects.ssim=0.5", lambda recipe: recipe.expects.ssim == 0.5),
+        ("stages[0].sigmas=[1.0, 0.9]", None),
+        ("stack=[{kind: cache}]", lambda recipe: recipe.stack[0]["kind"] == "cache"),
+        ("requires.torch='>=2'", lambda recipe: recipe.requires.torch == ">=2"),
+    ],
+)
+def test_a_change_by_path_is_checked_as_the_file_is(change, read):
+    if read is None:
+        with pytest.raises(RecipeError, match=r"2 sigmas for 8 steps @ \$.stages\[0\]"):
+            override(load_recipe("reference_5x"), [change])
+    else:
+        assert read(override(load_recipe("reference_5x"), [change]))
+
+
+def test_changes_leave_the_recipe_itself_alone():
+    recipe = load_recipe("reference_5x")
+    override(recipe, ["stages[0].steps=4"])
+    assert recipe == load_recipe("reference_5x")
+    assert override(recipe, []) is recipe
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("stages[2].steps=4", "$.stages has 2 entries, so the last is [1] @ --set stages[2]"),
+        ("stages.steps=4", "$.stages is no mapping, so it has no 'steps'"),
+        ("baseline[0]=4", "$.baseline is no list, so it has no [0]"),
+        ("stages[0].steps", "write it as path=value"),
+        ("stages[0]steps[=4", "write it as path=value"),
+        ("=4", "write it as path=value"),
+        ("stagse[0].steps=4", "Did you mean 'stages'?"),
+        ("stages[0].stpes=4", "Did you mean 'steps'? @ $.stages[0].stpes"),
+        ("stages[0].steps=many", "valid integer"),
+        ("stages[0].steps=[", "@ --set"),
+        ("stages[0].steps=!!python/object:os.system x", "could not determine a constructor"),
+    ],
+)
+def test_changes_that_do_not_fit_say_why(change, message):
+    with pytest.raises(RecipeError) as caught:
+        override(load_recipe("reference_5x"), [change])
+    assert message in str(caught.value)
+
+
+def test_all_wrong_changes_are_reported_at_once():
+    with pytest.raises(RecipeError, match=r"2 problem\(s\)"):
+        override(load_recipe("reference_5x"), ["a=1", "stages[7].steps=4"])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A directory with an untrained pipeline."""
+    return assemble_untrained(tmp_path_factory.mktemp("pipeline"))
+
+
+def pixels(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+def test_a_picture_says_how_it_can_be_made_again(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(fresco.reference, "PIPELINE", folder)
+    prompts = ("--prompt", "a red ring", "--prompt", "a blue plus", "--prompt", "a blue plus")
+    change = ("--set", "stages[1].lift.form=clean", "--set", "stages[1].lift.to_sigma=0.8")
+    result = run("run", "reference_5x", *prompts, *change, *SIZE, "--out", str(tmp_path / "a"))
+    assert result.exit_code == 0, result.output
+    first, second, third = sorted((tmp_path / "a").iterdir())
+    request = read_request(second)
+    assert (request.prompt, request.seed, request.steps) == ("a blue plus", 1, 4)
+    assert load_recipe(request.recipe).stages[1].lift.form == "clean"
+    with Image.open(second) as picture:
+        assert json.loads(picture.info["fresco"])["versions"]["torch"]
+    result = run("run", str(second), "--out", str(tmp_path / "b"))
+    assert result.exit_code == 0, result.output
+    (again,) = (tmp_path / "b").iterdir()
+    assert np.array_equal(pixels(again), pixels(second))
+    assert not np.array_equal(pixels(again), pixels(first))
+    assert not np.array_equal(pixels(again), pixels(third))  # the seed counts
+    assert read_request(again) == request
+    result = run("run", "identity", *prompts, *SIZE, "--out", str(tmp_path / "c"))
+    assert result.exit_code == 0
+    plain = sorted((tmp_path / "c").iterdir())[1]
+    assert not np.array_equal(pixels(plain), pixels(second))  # the recipe was on
+
+
+def test_a_pipeline_s_directory_is_a_model(tmp_path, folder):
+    arguments = ("--model", str(folder), "--prompt", "a red ring", *SIZE, "--dtype", "bfloat16")
+    result = run("run", "reference_5x", *arguments, "--out", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    (path,) = tmp_path.iterdir()
+    assert (read_request(path).model, read_request(path).dtype) == (str(folder), "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("reference_5x",), "at least one --prompt"),
+        (("reference_5", "--prompt", "x"), "Did you mean 'reference_5x'?"),
+        (("reference_5x", "--prompt", "x", "--model", "none"), "a directory with a model_index"),
+        (("reference_5x", "--prompt", "x", "--dtype", "half"), "a dtype of float32, bfloat16"),
+        (("reference_5x", "--prompt", "x", "--device", "cuda:9"), "a device that is here"),
+        (("reference_5x", "--prompt", "x", "--set", "stages[9].steps=1"), "$.stages has 2 entries"),
+        (("none.png",), "a picture with its request"),
+        (("none.png", "--prompt", "x"), "the picture alone"),
+    ],
+)
+def test_bad_input_to_run_is_a_clear_error(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fresco.reference.load", lambda **_: pytest.fail("loaded"))
+    result = run("run", *arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_pictures_of_others_do_not_say(tmp_path):
+    path = tmp_path / "other.png"
+    Image.new("RGB", (8, 8)).save(path)
+    with pytest.raises(PictureError, match="KeyError: 'fresco'"):
+        read_request(path)

@@ -1,0 +1,177 @@
+"""`fresco tune` keeps every result, goes on where it stopped, and picks by its goal."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import pytest
+import torch
+
+import fresco.reference
+import fresco.tuning
+from fresco.candidates import candidates
+from fresco.errors import RecipeError
+from fresco.pictures import PictureRequest
+from fresco.recipe import load_recipe
+from fresco.tuning import Found, Goal, Plain, best_of, pareto, pick_candidates
+from tests.reference_parts import assemble_untrained
+from tests.test_cli import run
+
+PICTURE = PictureRequest("reference", None, "", 0, 8, None, 64, 64)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A directory with an untrained pipeline."""
+    return assemble_untrained(tmp_path_factory.mktemp("pipeline"))
+
+
+@pytest.fixture
+def arguments(folder, tmp_path, monkeypatch):
+    """Of a small search."""
+    monkeypatch.setattr(fresco.reference, "PIPELINE", folder)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red ring\n")
+    size = ("--steps", "8", "--height", "64", "--width", "64", "--tries", "3")
+    where = ("--folder", str(tmp_path / "study"), "--out", str(tmp_path / "tuned.yaml"))
+    return ("tune", "--model", "reference", "--prompts", str(prompts), *size, *where)
+
+
+def test_every_candidate_is_a_valid_recipe():
+    found = list(candidates("FluxTransformer2DModel", {"steps": 50}))
+    assert len(found) > 100
+    assert len({json.dumps(each) for each in found}) == len(found)
+    for content in found:
+        load_recipe(content)
+    for content in candidates("FluxTransformer2DModel", {"steps": 1}):
+        load_recipe(content)  # every stage keeps a step
+
+
+def test_a_search_prints_its_pareto_set_and_writes_the_best(arguments, tmp_path, monkeypatch):
+    file = tmp_path / "all.json"
+    result = run(*arguments, "--speedup", "1", "--json", str(file))
+    assert result.exit_code == 0, result.output
+    found = json.loads(file.read_text())
+    written = load_recipe(tmp_path / "tuned.yaml")
+    assert written == load_recipe(found["best"]["recipe"])
+    assert found["best"]["quality"] == max(each["quality"] for each in found["pareto"])
+    assert "Pareto set" in result.output
+    assert "PSNR dB" in result.output
+    kept = sorted(path.name for path in (tmp_path / "study").iterdir())
+    assert len(kept) == 3 + 2  # candidates, study.json and plain.pt
+    monkeypatch.setattr(fresco.tuning, "call_pipe", lambda *_, **__: pytest.fail("sampled again"))
+    again = run(*arguments, "--speedup", "1", "--json", str(file))
+    assert again.exit_code == 0
+    assert json.loads(file.read_text()) == found
+
+
+def test_an_interrupted_search_goes_on(arguments, tmp_path, monkeypatch):
+    calls, call = [], fresco.tuning.call_pipe
+
+    def interrupted(*given, **more):
+        calls.append(1)
+        if len(calls) == 5:  # warm-up, plain, text tokens, the first candidate, the second
+            raise KeyboardInterrupt
+        return call(*given, **more)
+
+    monkeypatch.setattr(fresco.tuning, "call_pipe", interrupted)
+    assert run(*arguments, "--speedup", "1").exit_code != 0
+    assert not (tmp_path / "tuned.yaml").exists()
+    assert len(list((tmp_path / "study").glob("????????????.json"))) == 1
+    assert run(*arguments, "--speedup", "1").exit_code == 0
+    assert len(calls) == 5 + 2
+
+
+def test_a_goal_that_nothing_meets_falls_short(arguments, tmp_path):
+    metric = ("--metric", "tests.test_validation:brightness")
+    result = run(*arguments, "--min-judge", "1.1", *metric)
+    assert result.exit_code == 1
+    assert "no candidate meets the goal" in result.output
+    assert not (tmp_path / "tuned.yaml").exists()
+
+
+def test_candidates_that_do_not_fit_are_kept_and_left_out(arguments, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise RecipeError("x", ["does not fit @ $"])
+
+    monkeypatch.setattr(fresco.tuning, "accelerate", _refusing(fresco.tuning.accelerate, refuse))
+    assert run(*arguments, "--speedup", "1").exit_code == 1
+    kept = [json.loads(path.read_text()) for path in (tmp_path / "study").glob("????????????.json")]
+    assert len(kept) == 3
+    assert all("does not fit" in each["refused"] for each in kept)
+
+
+def _refusing(original, refuse):
+    return lambda pipe, recipe: original(pipe, recipe) if recipe == "identity" else refuse()
+
+
+def found(speedup, quality):
+    return Found({}, speedup, 10 / speedup, quality)
+
+
+POINTS = [found(2, 30), found(5, 20), found(4, 10), found(8, 12), found(1, 25)]
+
+
+def test_the_pareto_set_is_what_nothing_beats_in_both():
+    front = pareto(POINTS)
+    assert [(each.speedup, each.quality) for each in front] == [(2, 30), (5, 20), (8, 12)]
+    assert all(a.speedup < b.speedup and a.quality > b.quality for a, b in pairwise(front))
+
+
+@pytest.mark.parametrize(
+    ("goal", "speedup"),
+    [
+        (Goal(speedup=4), 5),
+        (Goal(seconds=1.5), 8),
+        (Goal(min_judge=20), 5),
+        (Goal(min_judge=24), 2),
+        (Goal(speedup=9), None),
+    ],
+)
+def test_the_best_is_what_the_goal_says(goal, speedup):
+    best = best_of(POINTS, goal)
+    assert (best.speedup if best else None) == speedup
+
+
+def test_candidates_are_picked_around_the_speed_that_is_asked_for(folder):
+    pipe = fresco.reference.load(folder)
+    plain = Plain(torch.zeros(1, 3, 64, 64), 1.0, 40)
+    for speed in (2, 4):
+        chosen = pick_candidates(pipe, PICTURE, Goal(speedup=speed), plain, 6)
+        speeds = [fresco.plan(pipe, each, text_tokens=40).flops_speedup for each in chosen]
+        assert len(speeds) == 6
+        assert speeds == sorted(speeds)
+        assert all(0.8 * speed < each < 1.25 * speed for each in speeds)
+    wide = pick_candidates(pipe, PICTURE, Goal(min_judge=0.5), plain, 6)
+    speeds = [fresco.plan(pipe, each, text_tokens=40).flops_speedup for each in wide]
+    assert speeds[-1] > 2 * speeds[0]
+
+
+@pytest.mark.parametrize(
+    ("goal", "message"),
+    [
+        ((), "expected one goal, got none"),
+        (("--speedup", "2", "--seconds", "3"), "expected one goal, got speedup and seconds"),
+    ],
+)
+def test_one_goal_is_needed(arguments, goal, message, monkeypatch):
+    monkeypatch.setattr("fresco.reference.load", lambda **_: pytest.fail("loaded"))
+    result = run(*arguments, *goal)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_a_judge_is_needed_for_its_goal(arguments, folder):
+    arguments = [str(folder) if each == "reference" else each for each in arguments]
+    result = run(*arguments, "--min-judge", "0.5")
+    assert result.exit_code == 2
+    assert "a judge for --min-judge" in result.output
+
+
+def test_a_folder_of_another_search_is_refused(arguments, tmp_path):
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "study.json").write_text("{}")
+    result = run(*arguments, "--speedup", "2")
+    assert result.exit_code == 2
+    assert "Name another --folder" in result.output

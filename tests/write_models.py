@@ -1,0 +1,84 @@
+"""`python -m tests.write_models`: what every model family was run with, as a page."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+
+import fresco
+from fresco.errors import FrescoError, FrescoWarning, RecipeError
+from tests.families import FAMILIES
+from tests.matrix import FORCED, lora_weights
+from tests.test_families import MIXED, STAGED
+
+PAGE = Path(__file__).parents[1] / "docs/reference/models.md"
+INTRODUCTION = """\
+# Models
+
+Written by `python -m tests.write_models`; a test fails if it is stale. Every cell ran through the
+family's real diffusers pipeline with tiny random weights on a CPU, with whole-grid stages (mixed
+ones in that column): `yes` is a finite picture with the technique at work, anything else the
+reason. It says nothing about picture quality. FLUX.1, the first family, has
+[a matrix of its own](combinations.md). Pipelines that start from a picture are refused by recipes
+with stages, in every family.
+"""
+MAGCACHE = {**FORCED["magcache"], "ratios": (1.0, 1.0)}  # they are calibrated per model
+STACKS = {
+    "whole-grid": (STAGED, []),
+    "mixed": (MIXED, []),
+    **{
+        name: (STAGED, [{"kind": "cache", "method": name, **settings}])
+        for name, settings in (FORCED | {"magcache": MAGCACHE}).items()
+        if name != "cache_dit"
+    },
+    "int8": (STAGED, [{"kind": "quantize", "form": "int8_weight_only"}]),
+    "LoRA": (STAGED, [{"kind": "lora"}]),
+    "compile": (STAGED, [{"kind": "compile", "backend": "eager"}]),
+}
+
+
+def run_cell(family, column):
+    """`yes`, or why not."""
+    raw, stack = STACKS[column]
+    pipe = family.make()
+    torch._dynamo.reset()
+    if column == "LoRA":
+        stack = [{"kind": "lora", "state_dict": lora_weights(pipe)}]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", FrescoWarning)  # nothing may be idle
+        try:
+            with fresco.accelerate(pipe, {**raw, "stack": stack}):
+                picture = family.draw(pipe)
+        except FrescoWarning as warning:
+            return str(warning)
+        except FrescoError as error:
+            if isinstance(error, RecipeError):
+                return error.problems[0].split(" @ ")[0]
+            return f"expected {error.expected}, got {error.got}".splitlines()[0]
+        except Exception as error:  # of others, in the middle of a run
+            return f"the run ends with {type(error).__name__}: {error}".splitlines()[0]
+    return "yes" if bool(picture.isfinite().all()) else "values that are not finite"
+
+
+def make_page():
+    """The page: a table of marks, and the reasons below it."""
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    lines = [INTRODUCTION, f"| model | {' | '.join(STACKS)} |", "|---" * (len(STACKS) + 1) + "|"]
+    reasons = {}
+    for family in FAMILIES.values():
+        marks = []
+        for column in STACKS:
+            said = run_cell(family, column)
+            number = 0 if said == "yes" else reasons.setdefault(said, len(reasons) + 1)
+            marks.append(f"no ({number})" if number else "yes")
+        lines.append(f"| `{family.transformer}` | {' | '.join(marks)} |")
+    lines += ["", *(f"{number}. {reason}" for reason, number in reasons.items())]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(make_page(), encoding="utf-8")
