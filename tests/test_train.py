@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +16,7 @@ from fresco.reference.autoencoder import encode, train_autoencoder
 from fresco.reference.muon import Muon, orthogonalize
 from fresco.reference.precision import compute_dtype
 from fresco.reference.run import train_reference
-from fresco.reference.scenes import Scene, SceneObject
+from fresco.reference.scenes import COUNT_PROBABILITIES, Scene, SceneObject, sample_scene
 from fresco.reference.text import WIDTH
 from fresco.reference.transformer import Batch, flow_loss
 
@@ -107,13 +108,13 @@ def test_guidance_is_distilled_from_a_teacher_that_stays_as_it_is(monkeypatch, t
     student, teacher, batch = object(), object(), make_batch()
     told = []
 
-    def velocity(model, x, sigma, g, text, pooled):
+    def velocity(model, tokens, sigma, g, text, pooled):
         if model is teacher:
             assert g.eq(1).all()
             said = 1.0 if text.equal(batch.no_text.expand_as(text)) else 2.0
-            return torch.full_like(x, said)
+            return torch.full_like(tokens.values, said)
         told.append(g)
-        return torch.zeros_like(x)
+        return torch.zeros_like(tokens.values)
 
     monkeypatch.setattr("fresco.reference.transformer.velocity", velocity)
     loss = flow_loss(student, batch, torch.Generator().manual_seed(0), teacher)
@@ -177,7 +178,7 @@ def test_the_readout_tells_the_scene_from_the_middle_of_the_transformer():
         told.tell.weight.zero_()
         told.tell.bias.zero_()
     chance = sum(torch.tensor(float(n)).log() for n in readout.N_CLASSES) / len(readout.N_CLASSES)
-    torch.testing.assert_close(told.loss(batch.scenes), chance)
+    torch.testing.assert_close(told.loss(batch.scenes, readout.token_places(8)), chance)
 
 
 TWO_PROCESSES = """
@@ -212,3 +213,64 @@ def test_a_lone_process_keeps_its_gradients():
     parallel.average_([tensor])
     assert tensor.tolist() == [1, 1]
     assert (parallel.rank(), parallel.world()) == (0, 1)
+
+
+def test_a_partial_step_gives_the_transformer_the_tokens_of_its_places_only(tmp_path):
+    training = train.Training(tmp_path, 1.0, CPU)
+    batch, given = make_batch(), []
+    training.compute.register_forward_pre_hook(
+        lambda _, __, asked: given.append((asked["hidden_states"], asked["img_ids"])),
+        with_kwargs=True,
+    )
+    for places in (range(9), [0, 5]):
+        training.take_step(batch, torch.Generator().manual_seed(0), places)
+    (whole, every_id), (part, ids) = given
+    rows, columns = ids[:, 1].long(), ids[:, 2].long()
+    at = readout.token_places(8).view(8, 8)[rows, columns]
+    assert sorted(set(at.tolist())) == [0, 5]
+    assert len(ids) == (readout.token_places(8) == 0).sum() + (readout.token_places(8) == 5).sum()
+    assert every_id.equal(every_id.view(8, 8, 3).flatten(0, 1))
+    assert part.equal(whole[:, rows * 8 + columns])
+
+
+def test_the_loss_of_a_partial_step_is_that_of_its_tokens():
+    transformer, batch = train.build_transformer(), make_batch()  # predicts nothing
+    seen = torch.tensor([3, 17, 63])
+    loss = flow_loss(transformer, batch, torch.Generator().manual_seed(0), seen=seen)
+    noise = torch.randn(batch.latents.shape, generator=torch.Generator().manual_seed(0))
+    tokens = (
+        (noise - batch.latents).view(2, 4, 8, 2, 8, 2).permute(0, 2, 4, 1, 3, 5).reshape(2, 64, 16)
+    )
+    torch.testing.assert_close(loss, tokens[:, seen].square().mean())
+
+
+def fake_data(objects):
+    data = object.__new__(dataset.LatentDataset)
+    data.objects = np.array(objects)
+    data.scenes = [sample_scene(np.random.default_rng(i)) for i in range(len(objects))]
+    data.latents = {256: torch.arange(len(objects)).view(-1, 1, 1, 1)}
+    return data
+
+
+def test_partial_pictures_are_of_scenes_that_have_all_their_objects_there():
+    data = fake_data(
+        [[1, 0, 0, 0, 0, 0, 0, 0, 0]] * 8 + [[1, 1, 0, 0, 0, 0, 0, 0, 0], [0] * 8 + [1]]
+    )
+    rng = np.random.default_rng(0)
+    drawn = data.draw(256, 4000, rng, [0, 1])[0].flatten()
+    one, two, *_ = COUNT_PROBABILITIES
+    assert 9 not in drawn
+    assert (drawn == 8).float().mean() == pytest.approx(two / (one + two), abs=0.03)
+
+
+def test_places_of_a_partial_step_fit_a_scene_and_end_before_the_budget_does(tmp_path):
+    training, rng = train.Training(tmp_path, 1.0, CPU), np.random.default_rng(0)
+    data = fake_data([[0, 1, 0, 1, 0, 0, 0, 0, 1]])
+    drawn = [training.draw_places(256, data, rng) for _ in range(400)]
+    assert {tuple(places) for places in drawn} == {(1, 3, 8), tuple(range(9))}
+    assert sum(len(p) == 3 for p in drawn) / 400 == pytest.approx(
+        train.PARTIAL_PROBABILITY, abs=0.06
+    )
+    assert training.draw_places(128, data, rng) == list(range(9))
+    training.elapsed_s = 0.71
+    assert all(training.draw_places(256, data, rng) == list(range(9)) for _ in range(50))

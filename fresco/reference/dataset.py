@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import repeat
 from multiprocessing import get_context
@@ -21,7 +21,7 @@ from fresco.reference.captions import Caption, describe
 from fresco.reference.precision import autocast
 from fresco.reference.readout import scene_classes
 from fresco.reference.render import render
-from fresco.reference.scenes import Scene, sample_scene
+from fresco.reference.scenes import COUNT_PROBABILITIES, PLACES, Scene, sample_scene
 
 
 def make_example(seed: int, index: int) -> tuple[Scene, NDArray[np.uint8]]:
@@ -95,17 +95,28 @@ class LatentDataset:
             sample_scene(np.random.default_rng((seed, index)))
             for index in range(len(self.latents[SIZES_PX[0]]))
         ]
+        taken = [[thing.place for thing in scene.objects] for scene in self.scenes]
+        self.objects = np.array([[p in places for p in PLACES] for places in taken], int)  # [n, 9]
 
     def draw(
-        self, size_px: int, n: int, rng: np.random.Generator
+        self,
+        size_px: int,
+        n: int,
+        rng: np.random.Generator,
+        places: Sequence[int] = tuple(range(len(PLACES))),
     ) -> tuple[Tensor, list[str], Tensor]:
-        """Draw `n` scenes.
+        """Draw `n` scenes whose objects are all at some of `places`, numbers of `PLACES`.
+
+        Scenes have one, two or three objects as often as without this choice.
 
         Returns:
             Latents, float32 [n, 4, h, w]; a caption of each, none held out; their
             `scene_classes`, int64 [n, 9, 6].
         """
-        picked = rng.integers(len(self.scenes), size=n)
+        fits = (self.objects.sum(1) == self.objects[:, list(places)].sum(1)).nonzero()[0]
+        counts = self.objects[fits].sum(1)
+        weights = np.array(COUNT_PROBABILITIES)[counts - 1] / np.bincount(counts)[counts]
+        picked = fits[rng.choice(len(fits), size=n, p=weights / weights.sum())]
         captions = [caption_of(self.scenes[i], rng, held_out=False).text for i in picked]
         classes = torch.stack([scene_classes(self.scenes[i]) for i in picked])
         return self.latents[size_px][torch.from_numpy(picked)].float(), captions, classes

@@ -9,8 +9,6 @@ belongs to. It binds words to places long before the pictures do.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel
@@ -66,18 +64,18 @@ class Readout(nn.Module):
     def _keep(self, _block: nn.Module, _given: object, output: tuple[Tensor, Tensor]) -> None:
         self.hidden = output[1]
 
-    def loss(self, classes: Tensor) -> Tensor:
+    def loss(self, classes: Tensor, places: Tensor) -> Tensor:
         """Cross entropy of the last forward.
 
         Args:
             classes: `scene_classes` of the batch, [b, 9, 6].
+            places: Of each image token that the transformer was given, as `token_places` has it.
 
         Returns:
             Mean over tokens and attributes, in nats.
         """
         assert self.hidden is not None
-        side = math.isqrt(self.hidden.shape[1])
-        wanted = classes[:, token_places(side).to(classes.device)]
+        wanted = classes[:, places.to(classes.device)]
         scores = self.tell(self.hidden.float()).split(N_CLASSES, dim=-1)
         losses = [
             F.cross_entropy(score.flatten(0, 1), wanted[..., column].flatten())

@@ -2,7 +2,8 @@
 
 Every part leaves its result in the run's folder and is not done again, so an interrupted
 training goes on where it stopped. The transformer's schedule is a share of a time budget:
-the first 30 % see 64 and 128 px only, unless it goes on from trained weights; then all three.
+the first 30 % see 64 and 128 px only, unless it goes on from trained weights; then all three,
+up to 70 % mostly parts of the pictures at 256 px.
 The rate is constant to one half and falls to zero; the last 15 % distil guidance.
 """
 
@@ -12,7 +13,7 @@ import json
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,15 @@ from fresco.reference import parallel, text
 from fresco.reference.autoencoder import train_autoencoder
 from fresco.reference.dataset import LatentDataset, make_pictures, write_shard
 from fresco.reference.precision import compute_dtype
-from fresco.reference.readout import Readout
+from fresco.reference.readout import Readout, token_places
+from fresco.reference.scenes import PLACES
 from fresco.reference.transformer import Batch, build_optimizers, build_transformer, flow_loss
 
 SEED = 1  # series of the training scenes, and of the autoencoder's
 VAE_STEPS, TEXT_STEPS, N_SHARDS = 2600, 1300, 12
 BATCH = {64: 80, 128: 36, 256: 8}  # pictures per step, all processes together: equal time
+PARTIAL_BATCH, PARTIAL_PLACES = 24, 3  # the same of partial pictures, and how many of 9 places
+PARTIAL_SHARE, PARTIAL_PROBABILITY = 0.7, 0.75  # of the time budget; then, of the steps at 256 px
 READOUT_WEIGHT = 0.2  # of the auxiliary loss, falling to zero
 EMA_DECAY, GUIDED_EMA_DECAY = 0.997, 0.97  # the guided share is short
 WARM_UP = 100  # steps
@@ -138,18 +142,36 @@ class Training:
     def draw_size_px(self, rng: np.random.Generator) -> int:
         """Picture size of the next step."""
         coarse = self.progress < COARSE_SHARE and not self.continues
-        odds = (0.5, 0.5, 0.0) if coarse else (0.2, 0.35, 0.45)
+        odds = (0.5, 0.5, 0.0) if coarse else (0.15, 0.3, 0.55)
         return int(rng.choice((64, 128, 256), p=odds))
 
-    def take_step(self, batch: Batch, generator: torch.Generator) -> tuple[float, float]:
-        """One optimizer step; returns the loss and the auxiliary one."""
+    def draw_places(self, size_px: int, data: LatentDataset, rng: np.random.Generator) -> list[int]:
+        """Which of the nine places the next step sees; some scene of the data fits them.
+
+        Most of a picture is background. At 256 px most steps see three of the nine places only,
+        of scenes that have their objects there: a third of the tokens and thrice the pictures.
+        After MaskDiT (Zheng et al., arXiv 2306.09305), which drops tokens at random.
+        """
+        partial = size_px == 256 and self.progress < PARTIAL_SHARE
+        if not partial or rng.random() >= PARTIAL_PROBABILITY:
+            return list(range(len(PLACES)))
+        taken = data.objects[rng.integers(len(data.objects))]
+        order = np.argsort(rng.random(len(PLACES)) - taken)  # those of one scene first
+        return sorted(order[:PARTIAL_PLACES].tolist())
+
+    def take_step(
+        self, batch: Batch, generator: torch.Generator, places: Sequence[int] = range(len(PLACES))
+    ) -> tuple[float, float]:
+        """One optimizer step that sees the tokens of `places`; the loss and the auxiliary one."""
+        of_tokens = token_places(batch.latents.shape[-1] // 2)
+        seen = torch.isin(of_tokens, torch.tensor(places)).nonzero().flatten()
         factor = min((self.step + 1) / WARM_UP, (1 - self.progress) / (1 - CONSTANT_SHARE), 1)
         for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * max(factor, 0.0)
         if self.progress > GUIDED_SHARE and self.teacher is None:
             self.teacher = self.averaged().to(self.compute.device, self.compute.dtype)
-        loss = flow_loss(self.compute, batch, generator, self.teacher)
-        told = self.readout.loss(batch.scenes)
+        loss = flow_loss(self.compute, batch, generator, self.teacher, seen.to(self.compute.device))
+        told = self.readout.loss(batch.scenes, of_tokens[seen])
         (loss + READOUT_WEIGHT * max(1 - self.progress, 0) * told).backward()
         for weight, computed in zip(
             self.master.parameters(), self.compute.parameters(), strict=True
@@ -234,13 +256,16 @@ def train_transformer(
     while training.progress < 1:
         start = time.perf_counter()
         size_px = training.draw_size_px(shared_rng)
-        n = max(BATCH[size_px] // parallel.world(), 1)
-        latents, captions, scenes = data.draw(size_px, n, rng)
+        places = training.draw_places(size_px, data, shared_rng)
+        whole = len(places) == len(PLACES)
+        n = max((BATCH[size_px] if whole else PARTIAL_BATCH) // parallel.world(), 1)
+        latents, captions, scenes = data.draw(size_px, n, rng, places)
         seen = features(captions)
         batch = Batch(latents.to(device), *seen, no_text, no_pooled, scenes.to(device))
-        loss, told = training.take_step(batch, generator)
-        losses[f"loss_{size_px}"].append(loss)
-        losses[f"told_{size_px}"].append(told)
+        loss, told = training.take_step(batch, generator, places)
+        name = f"{size_px}" if whole else f"{size_px}_partial"
+        losses[f"loss_{name}"].append(loss)
+        losses[f"told_{name}"].append(told)
         spent = torch.tensor([time.perf_counter() - start], device=device)
         parallel.average_([spent])  # all processes stop at the same step
         training.elapsed_s += spent.item()

@@ -70,64 +70,89 @@ class Batch:
     scenes: Tensor  # [b, 9, 6], of `readout.scene_classes`
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """Image tokens [b, n, 16], packed as FluxPipeline does, and their positions [n, 3]."""
+
+    values: Tensor
+    ids: Tensor
+
+
+def pack(latents: Tensor) -> Tensor:
+    """Latents [b, 4, h, w] as tokens [b, h/2 * w/2, 16]."""
+    packed: Tensor = FluxPipeline._pack_latents(latents, *latents.shape)
+    return packed
+
+
 def flow_loss(
     transformer: FluxTransformer2DModel,
     batch: Batch,
     generator: torch.Generator,
     teacher: FluxTransformer2DModel | None = None,
+    seen: Tensor | None = None,
 ) -> Tensor:
-    """Mean squared error to the velocity, or to a teacher's guided prediction if there is one."""
+    """Mean squared error to the velocity, or to a teacher's guided prediction if there is one.
+
+    Args:
+        transformer: What is trained.
+        batch: Clean latents and captions.
+        generator: Source of noise, noise levels, guidance and dropped captions.
+        teacher: Frozen; its guided prediction is the target.
+        seen: Numbers of the image tokens that the transformers are given, int64 [n]; default: all.
+    """
     x0 = batch.latents
     b, _, h, _ = x0.shape
     randn = partial(torch.randn, generator=generator, device=x0.device)
     rand = partial(torch.rand, generator=generator, device=x0.device)
     eps = randn(x0.shape)
+    ids = FluxPipeline._prepare_latent_image_ids(b, h // 2, h // 2, x0.device, x0.dtype)
+    noise, clean = pack(eps), pack(x0)
+    if seen is not None:
+        noise, clean, ids = noise[:, seen], clean[:, seen], ids[seen]
     odds = torch.exp(randn(b)) * SHIFT[h // 2]
     sigma = odds / (1 + odds)
-    x = torch.lerp(x0, eps, sigma.view(b, 1, 1, 1))
+    tokens = Tokens(torch.lerp(clean, noise, sigma.view(b, 1, 1)), ids)
     low, high = GUIDANCE
     g = low + (high - low) * rand(b)
     dropped = rand(b) < NO_CAPTION
     text = torch.where(dropped.view(b, 1, 1), batch.no_text, batch.text)
     pooled = torch.where(dropped.view(b, 1), batch.no_pooled, batch.pooled)
-    target = eps - x0
+    target = noise - clean
     if teacher is not None:
         with torch.no_grad():
             one = torch.ones_like(g)
-            with_caption = velocity(teacher, x, sigma, one, text, pooled)
+            with_caption = velocity(teacher, tokens, sigma, one, text, pooled)
             nothing = batch.no_text.expand_as(text), batch.no_pooled.expand_as(pooled)
-            without = velocity(teacher, x, sigma, one, *nothing)
-        target = without + g.view(b, 1, 1, 1) * (with_caption - without)
-    return F.mse_loss(velocity(transformer, x, sigma, g, text, pooled), target)
+            without = velocity(teacher, tokens, sigma, one, *nothing)
+        target = without + g.view(b, 1, 1) * (with_caption - without)
+    return F.mse_loss(velocity(transformer, tokens, sigma, g, text, pooled), target)
 
 
 def velocity(
     transformer: FluxTransformer2DModel,
-    x: Tensor, sigma: Tensor, guidance: Tensor, text: Tensor, pooled: Tensor,
+    tokens: Tokens, sigma: Tensor, guidance: Tensor, text: Tensor, pooled: Tensor,
 ) -> Tensor:  # fmt: skip
-    """The transformer on latents [b, 4, h, w], float32; packed and unpacked as FluxPipeline does.
+    """What the transformer predicts for tokens, float32 [b, n, 16].
 
     Noise level and guidance reach the embedding in float32 even if the transformer is
     bfloat16: rounded to bfloat16, 1000 sigma would come in steps of 4.
     """
-    b, c, h, w = x.shape
     dtype = transformer.dtype
     exact = transformer.time_text_embed.register_forward_pre_hook(
         lambda _, args: (1000 * sigma, 1000 * guidance, *args[2:])
     )
-    packed: Tensor = transformer(
-        hidden_states=FluxPipeline._pack_latents(x.to(dtype), b, c, h, w),
+    predicted: Tensor = transformer(
+        hidden_states=tokens.values.to(dtype),
         timestep=sigma,
         guidance=guidance,
         pooled_projections=pooled.to(dtype),
         encoder_hidden_states=text.to(dtype),
-        txt_ids=torch.zeros(text.shape[1], 3, device=x.device),
-        img_ids=FluxPipeline._prepare_latent_image_ids(b, h // 2, w // 2, x.device, x.dtype),
+        txt_ids=torch.zeros(text.shape[1], 3, device=sigma.device),
+        img_ids=tokens.ids,
         return_dict=False,
     )[0]
     exact.remove()
-    patches = packed.float().view(b, h // 2, w // 2, c, 2, 2)
-    return patches.permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
+    return predicted.float()
 
 
 def build_optimizers(
