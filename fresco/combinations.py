@@ -36,7 +36,7 @@ class Row:
     """
 
     values: Values
-    status: Literal["validated", "runs", "refused"]
+    status: Literal["validated", "refused"]
     reason: str = ""
     device: str = ""
 
@@ -48,12 +48,10 @@ class Matrix:
     Args:
         axes: By axis and value, the fields that an entry has; none for what is no technique.
         rows: All rows.
-        pairs_only: Axes that were run with every one other value, not with every two.
     """
 
     axes: Mapping[str, Mapping[str, Mapping[str, object]]]
     rows: Sequence[Row]
-    pairs_only: Sequence[str] = ()
 
     @functools.cached_property
     def covered(self) -> frozenset[frozenset[tuple[str, str]]]:
@@ -89,8 +87,7 @@ class Matrix:
     def unknown(self, values: Values) -> tuple[tuple[str, str], ...]:
         """The first values that were never on together; empty if the stack is known."""
         for some in self._parts(values):
-            n_on = sum(axis in self.pairs_only and value != "none" for axis, value in some)
-            if frozenset(some) not in self.covered and not (n_on and len(some) > 2):
+            if frozenset(some) not in self.covered:
                 return tuple((axis, value) for axis, value in some if value != "none")
         return ()
 
@@ -111,9 +108,7 @@ def load_matrix() -> Matrix:
     """
     text = importlib.resources.files("fresco").joinpath(FILE).read_text(encoding="utf-8")
     content = json.loads(text)
-    return Matrix(
-        content["axes"], tuple(Row(**row) for row in content["rows"]), content["pairs_only"]
-    )
+    return Matrix(content["axes"], tuple(Row(**row) for row in content["rows"]))
 
 
 def check_combination(pipe: Any, recipe: Recipe) -> str | None:

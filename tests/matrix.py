@@ -35,13 +35,6 @@ NEVER = {  # on, but with nothing to reuse
     "seacache": {"threshold": 0.0},
     "cache_dit": {"threshold": 0.0},
 }
-WRITTEN_OUT = (
-    "first_block",
-    "magcache",
-    "taylorseer",
-    "pab",
-    "fastercache",
-)  # caches whose hits a test compares with the algorithm by hand
 FORMS = ("int8_weight_only", "int8_dynamic", "float8_weight_only", "quanto_qint8", "quanto_qfloat8")
 AXES = {  # by value: the fields that an entry of the stack has; empty: no technique
     "resolution": {name: {} for name in RESOLUTIONS},
@@ -56,13 +49,16 @@ AXES = {  # by value: the fields that an entry of the stack has; empty: no techn
         "kept": {"kind": "lora", "fuse": False},
         "fused": {"kind": "lora", "fuse": True},
     },
-    "compile": {"none": {}, "blocks": {"kind": "compile"}},
+    "compile": {
+        "none": {},
+        "blocks": {"kind": "compile"},  # run with the backend `eager`
+        "inductor": {"kind": "compile", "backend": "inductor"},
+    },
     "offload": {
         name: {}
         for name in ("none", "model", "sequential", "group_block", "group_leaf", "layerwise")
     },
 }
-PAIRS_ONLY = ("compile",)  # a graph takes seconds
 REFUSED_HERE = ({"quantize": "int4_weight_only"}, {"quantize": "float8_dynamic"})  # on a CPU
 HOOKED = ("sequential", "group_leaf", "layerwise")  # hooks on every linear layer
 REFUSED = [  # beside what techniques declare as `Conflict`
@@ -76,6 +72,12 @@ REFUSED += [  # quantized weights cannot be moved once a compiled block holds th
     for how in ("model", "group_block")
 ]
 NOT_RUN = [{"compile": "blocks", "offload": how} for how in HOOKED]  # a graph per linear layer
+WITH_INDUCTOR = {
+    "resolution": "mixed",
+    "cache": "first_block",
+    "lora": "fused",
+    "compile": "inductor",
+}  # one row: its kernels take long to build
 
 
 @functools.cache
@@ -101,7 +103,7 @@ def entries(values, settings=FORCED):
     stack = [dict(AXES[axis][value]) for axis, value in values.items() if AXES[axis][value]]
     more = {
         "lora": lambda _entry: {"state_dict": dict(_lora())},
-        "compile": lambda _entry: {"backend": "eager"},
+        "compile": lambda entry: {"backend": entry.get("backend", "eager")},
         "cache": lambda entry: settings[entry["method"]],
         "cache_dit": lambda _entry: settings["cache_dit"],
         "quantize": lambda _entry: {},
@@ -109,9 +111,15 @@ def entries(values, settings=FORCED):
     return [entry | more[entry["kind"]](entry) for entry in stack]
 
 
+def covered_axes():
+    """Names of the values that rows are made of."""
+    return {axis: [v for v in values if v != "inductor"] for axis, values in AXES.items()}
+
+
 def conflicts():
     """Every two values that techniques declare as a conflict."""
-    named = [(axis, value) for axis, values in AXES.items() for value in values if values[value]]
+    named = [(axis, value) for axis, values in covered_axes().items() for value in values]
+    named = [(axis, value) for axis, value in named if AXES[axis][value]]
     for one, other in itertools.combinations(named, 2):
         stack = entries(dict([one, other])) if one[0] != other[0] else []
         configs = [techniques()[entry["kind"]].model_validate(entry) for entry in stack]
@@ -127,12 +135,6 @@ def make_rows():
     def is_legal(values):
         return not any(bad.items() <= values.items() for bad in illegal)
 
-    def is_compilable(values):
-        return is_legal(values | {"compile": "blocks"})
-
-    others = {axis: list(values) for axis, values in AXES.items() if axis not in PAIRS_ONLY}
-    covering = covering_rows(others, 3, is_legal)
-    covering += [{**row, "compile": "blocks"} for row in covering_rows(others, 1, is_compilable)]
-    return refused, [
-        {axis: row[axis] for axis in AXES if row.get(axis, "none") != "none"} for row in covering
-    ]
+    covering = covering_rows(covered_axes(), 3, is_legal)
+    covering = [{axis: row[axis] for axis in AXES if row[axis] != "none"} for row in covering]
+    return refused, [*covering, WITH_INDUCTOR]

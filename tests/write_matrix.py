@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fresco.combinations import FILE
-from tests.matrix import AXES, HOOKED, PAIRS_ONLY, make_rows
+from tests.matrix import AXES, HOOKED, make_rows
 from tests.matrix_run import run_row
 
 ROOT = Path(__file__).parents[1]
@@ -17,22 +17,21 @@ INTRODUCTION = """\
 # Combinations
 
 Written by `python -m tests.write_matrix`; tests fail if it is stale. Every row ran on a tiny
-`FluxPipeline` of random weights on a CPU: {validated} are validated, {runs} run, {refused} are
-refused.
+`FluxPipeline` of random weights on a CPU: {validated} are validated, {refused} are refused.
 
 - **validated**: the picture is the expected one. Offload changes no bit; layerwise casting gives
-  what weights rounded by hand give, and blocks compiled by the backend `eager` what uncompiled ones
-  give, to 1e-5; a cache that never hits changes no bit; quantized pictures are less than 2% away; a
-  LoRA gives what its difference added to the weights by hand gives. `restore()` is exact.
-- **runs**: the same was checked, but for what hits of this cache give there is no algorithm written
-  out by hand to compare with.
+  what weights rounded by hand give, and compiled blocks (by the backend `eager`; one row by
+  `inductor`) what uncompiled ones give, to 1e-5; a cache that never hits changes no bit, and what
+  hits give is compared with every cache's algorithm written out (`tests/test_cache_references.py`);
+  quantized pictures are less than 2% away; a LoRA gives what its difference added to the weights
+  by hand gives. `restore()` is exact.
 - **refused**: with that reason, whatever else is in the stack. What is refused on one device only
   is left to the technique itself elsewhere.
 
 `accelerate()` looks up what kind of resolution, cache, quantization, LoRA, compile and offload a
 stack has; thresholds and the like do not matter, and neither does the model. A stack is in the
-matrix if every two and every three of its values, `none` among them, were in one row together (with
-{pairs_only}: every one other value). Others are allowed with a `FrescoWarning`.
+matrix if every two and every three of its values, `none` among them, were in one row together.
+Others are allowed with a `FrescoWarning`.
 
 Offload here is from a CPU to itself, `sequential` through `meta`, by accelerate's `cpu_offload` of
 the transformer: the pipeline's own method fails on a CPU. Not run, because every linear layer
@@ -43,7 +42,7 @@ takes minutes: `quanto_qint4`.
 
 def to_json(rows):
     """The file that `accelerate()` reads."""
-    head = json.dumps({"axes": AXES, "pairs_only": PAIRS_ONLY}, indent=1)[:-2]
+    head = json.dumps({"axes": AXES}, indent=1)[:-2]
     kept = [{k: v for k, v in asdict(row).items() if v or k == "values"} for row in rows]
     lines = ",\n  ".join(map(json.dumps, kept))
     return f'{head},\n "rows": [\n  {lines}\n ]\n}}\n'
@@ -51,9 +50,8 @@ def to_json(rows):
 
 def to_page(rows):
     """The page that people read."""
-    n_by = {name: sum(r.status == name for r in rows) for name in ("validated", "runs", "refused")}
-    words = {"pairs_only": ", ".join(PAIRS_ONLY), "hooked": ", ".join(HOOKED)}
-    lines = [INTRODUCTION.format(**n_by, **words)]
+    n_by = {name: sum(r.status == name for r in rows) for name in ("validated", "refused")}
+    lines = [INTRODUCTION.format(**n_by, hooked=", ".join(HOOKED))]
     lines += ["## Refused", "", "| stack | where | reason |", "|---|---|---|"]
     for row in rows:
         if row.status == "refused":

@@ -81,8 +81,9 @@ class _Compiled(AbstractAttachment):
             _check_compiler()
 
         def counting(graph: Any, inputs: Any) -> Any:
+            compiled = backend(graph, inputs)  # may raise, to be called once more
             self._n_graphs += 1
-            return backend(graph, inputs)
+            return compiled
 
         for block in self._blocks:
             block.compile(backend=counting, dynamic=config.dynamic, fullgraph=config.fullgraph)
