@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 from fresco.cli_doctor import doctor
-from fresco.cli_parts import clear_errors, console, named_tasks, progress_bar
+from fresco.cli_parts import Dtype, clear_errors, console, named_tasks, progress_bar
 from fresco.cli_plan import plan
 from fresco.cli_recipes import recipes
 from fresco.cli_reference import reference
@@ -35,7 +35,6 @@ Out = Annotated[Path, typer.Option("--out", help="Directory of comparison.png an
 Captions = Annotated[int, typer.Option("--prompts", help="Held-out captions.")]
 Folder = Annotated[Path, typer.Option(help="Where sampled rows are kept, and taken from.")]
 Batch = Annotated[int, typer.Option(help="Pictures per call, in every row.")]
-Dtype = Annotated[str, typer.Option(help="Of all weights: float32 or bfloat16.")]
 Prompts = Annotated[list[str] | None, typer.Option("--prompt", help="A caption; may be repeated.")]
 
 

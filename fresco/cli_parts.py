@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -24,6 +24,7 @@ from rich.text import Text
 from fresco.errors import FrescoError
 
 console = Console()
+Dtype = Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of all weights.")]
 
 
 @contextmanager

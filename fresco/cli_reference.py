@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from fresco.cli_parts import clear_errors, console, fraction_table, progress_bar
+from fresco.cli_parts import Dtype, clear_errors, console, fraction_table, progress_bar
 
 if TYPE_CHECKING:
     from fresco.reference.evaluate import Comparison
@@ -70,6 +70,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Pictures per call.")] = 8,
     folder: Annotated[Path | None, typer.Option(help="Another pipeline directory.")] = None,
+    dtype: Dtype = "float32",
     against: Annotated[
         int | None, typer.Option(help="Sample in so many steps too, and compare.")
     ] = None,
@@ -85,10 +86,11 @@ def evaluate(
                 evaluate_against,
             )
             from fresco.reference.evaluate import evaluate as run
+            from fresco.reference.studies import DTYPES
 
             if against is not None:
                 check_against(against, steps)
-            pipe = load(folder)
+            pipe = load(folder, DTYPES[dtype])
         how = Sampling(steps, GUIDANCE_SCALE if guidance is None else guidance, seed, batch)
         compared: Comparison | None = None
         with progress_bar() as bar:
@@ -102,7 +104,7 @@ def evaluate(
             else:
                 compared = evaluate_against(pipe, against, prompts, how, advance)
                 fractions = compared.fractions
-    title = f"{prompts} held-out captions, {how.steps} steps, guidance {how.guidance:g}"
+    title = f"{prompts} held-out captions, {how.steps} steps, guidance {how.guidance:g}, {dtype}"
     console.print(fraction_table(title, fractions, BAR))
     if compared is not None:
         console.print(_difference_table(f"{how.steps} steps minus {against}", compared))
