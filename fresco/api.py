@@ -170,7 +170,7 @@ def accelerate(pipe: Any, recipe: str | Path | Mapping[str, Any] | Recipe) -> Ac
             check_mixes(adapter, checked)
             adapter.check(pipe)
             check_scheduler(pipe.scheduler)
-            check_start(pipe)
+            check_start(pipe, checked)
         plan = _baseline_plan(pipe, checked, adapter)
         warn_combination(doubt)
         return Middleware(pipe, checked, adapter)

@@ -28,6 +28,7 @@ from fresco.run_checks import (
     check_latents,
     check_size,
     check_spacing,
+    check_strength,
     refuse_thread,
     starts_from_picture,
 )
@@ -129,6 +130,9 @@ class Middleware:
         check_size(rows, columns, height, width)
         fine = TokenLayout.whole(rows, columns, 1, self.adapter.patch_px)
         latents = arguments.get("latents")
+        early, self._early_steps = self._early_steps, None
+        is_early = early is not None and calling(DiffusionPipeline) is self.pipe
+        skips = is_early and check_strength(self.scheduler, self.recipe)
         if self.recipe.stages and isinstance(latents, Tensor):
             b = arguments.get("batch_size", len(latents))
             check_latents(latents, b, self.adapter.latents_shape(fine), fine)
@@ -138,8 +142,7 @@ class Middleware:
         frames = self.adapter.frames(packed)
         run = Run(threading.current_thread(), fine, NoiseField(eps, fine.patch_px), frames)
         run.caller = calling(DiffusionPipeline)
-        early, self._early_steps = self._early_steps, None
-        if early and run.caller is self.pipe:
+        if early and is_early and not skips:
             self._resolve(run, early)
         self._live = self.last = run
         return result
