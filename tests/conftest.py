@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
@@ -147,8 +149,9 @@ def traces(pipe):
             [(name, dict(getattr(module, name))) for name in hooks if getattr(module, name)]
             for module in pipe.transformer.modules()
         ],
+        "forward": "forward" in vars(pipe.transformer),
         "methods": [
-            sorted(name for name, value in vars(module).items() if callable(value))
+            [name for name, value in vars(module).items() if isinstance(value, types.MethodType)]
             for module in pipe.transformer.modules()
         ],
     }

@@ -205,3 +205,29 @@ def test_pictures_to_edit_keep_their_resolution(name, raw, monkeypatch):
     assert family.draw(pipe, **asked).equal(plain)
     with fresco.accelerate(pipe, ALL_FINE):
         assert family.draw(pipe, **asked).equal(plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        ("sd3", "block_controlnet_hidden_states"),
+        ("sana", "controlnet_block_samples"),
+        ("z_image", "controlnet_block_samples"),
+    ],
+)
+def test_residuals_of_a_controlnet_are_refused_in_coarse_stages(name, argument):
+    family = FAMILIES[name]
+    pipe = family.make()
+
+    def add_residuals(_module, args, kwargs):
+        return args, {**kwargs, argument: [torch.zeros(1)]}
+
+    with fresco.accelerate(pipe, STAGED):
+        right = family.draw(pipe)
+        hook = pipe.transformer.register_forward_pre_hook(
+            add_residuals, with_kwargs=True, prepend=True
+        )
+        with pytest.raises(errors.AdapterError, match=f"got {argument}"):
+            family.draw(pipe)
+        hook.remove()
+        assert family.draw(pipe).equal(right)

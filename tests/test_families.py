@@ -11,9 +11,7 @@ import torch
 import fresco
 from fresco import errors
 from fresco.layout import TokenLayout
-from fresco.ports import find_adapter
 from fresco.transfer import cut_patches
-from fresco.wraps import call_by_name
 from tests.conftest import traces
 from tests.families import FAMILIES
 
@@ -208,43 +206,6 @@ def test_positions_of_a_mixed_stage_that_is_all_fine_are_the_model_s_own(name):
         with fresco.accelerate(pipe, raw):
             pictures.append(FAMILIES[name].draw(pipe))
     torch.testing.assert_close(pictures[1], pictures[0], rtol=0, atol=1e-5)
-
-
-def record_call(family, pipe):
-    """The first call of a plain run, by name."""
-    calls = []
-
-    def record(module, args, kwargs):
-        calls.append(call_by_name(module, args, kwargs))
-
-    with pipe.transformer.register_forward_pre_hook(record, with_kwargs=True):
-        family.draw(pipe)
-    return calls[0]
-
-
-@pytest.mark.parametrize("name", MIXING)
-@torch.no_grad()
-def test_recomputed_positions_of_the_full_grid_are_the_model_s_own(name):
-    family = FAMILIES[name]
-    pipe = family.make()
-    call, transformer = record_call(family, pipe), pipe.transformer
-    adapter = find_adapter(transformer)
-    undo = adapter.attach(transformer, {"fine"})
-    layout = TokenLayout.whole(4, 6, 1, adapter.patch_px)
-    tokens = cut_patches(adapter.read(call, layout), adapter.patch_px)
-
-    def predict(moved_by):  # a hair off the grid, so that all of them are recomputed
-        positions = layout.positions("fine") + moved_by
-        output = transformer(**adapter.embed(call, tokens, layout, positions))
-        adapter.aim({}, None)
-        return adapter.unembed(output, layout)
-
-    own = adapter.unembed(transformer(**call), layout)
-    torch.testing.assert_close(predict(1e-6), own, rtol=0, atol=1e-5)
-    # rotations know distances only, so halve those
-    assert (predict(-layout.positions("fine") / 2) - own).abs().max() > 1e-3
-    undo()
-    assert adapter.unembed(transformer(**call), layout).equal(own)
 
 
 @pytest.mark.parametrize("name", MIXING)
