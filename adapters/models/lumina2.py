@@ -49,7 +49,8 @@ class Lumina2Adapter(StripAdapter):
                 get_1d_rotary_pos_embed(d, at, rope.theta, freqs_dtype=torch.float64)
                 for d, at in zip(rope.axes_dim, ids.flatten(0, 1).unbind(dim=1), strict=True)
             ]
-            return torch.cat(parts, dim=1).unflatten(0, ids.shape[:2])
+            joined: Tensor = torch.cat(parts, dim=1)
+            return joined.view(*ids.shape[:2], -1)
 
         return wrap_method(rope, "_get_freqs_cis", rotate)
 

@@ -70,4 +70,5 @@ def _waves_between(table: Tensor, places: Tensor) -> Tensor:
     lengths = waves.norm(dim=-2, keepdim=True).expand_as(waves).flatten(2)
     mean = between(table, places).unflatten(-1, waves.shape[2:])
     wanted = between(lengths, places).unflatten(-1, waves.shape[2:])
-    return (mean * wanted / mean.norm(dim=-2, keepdim=True)).flatten(1)
+    as_long: Tensor = mean * wanted / mean.norm(dim=-2, keepdim=True)
+    return as_long.flatten(1)
