@@ -8,7 +8,7 @@ from fresco.errors import AttachError, RecipeError, ScheduleError
 from fresco.middleware import Middleware
 from fresco.ports import AbstractModelAdapter
 from fresco.recipe import Recipe
-from fresco.run_checks import starts_from_picture
+from fresco.run_checks import starts_from_picture, takes_strength
 from fresco.wraps import has_wraps
 
 _WHERE = "accelerate(pipe, recipe)"
@@ -59,15 +59,25 @@ def check_scheduler(scheduler: Any) -> None:
         )
 
 
-def check_start(pipe: Any) -> None:
-    """Refuse pipelines that start from a picture: their latents are no noise field."""
+def check_start(pipe: Any, recipe: Recipe) -> None:
+    """Refuse pipelines that start from a picture: their latents are no noise field.
+
+    Those that start from noise alone unless asked (strength 1) may hold the picture against
+    the mask after every step, with the run's first noise; so lifts must keep that.
+    """
+    expected = got = None
     if starts_from_picture(pipe):
-        raise AttachError(
-            _WHERE,
-            "a pipeline that starts at sigma 1",
-            f"{type(pipe).__name__}, which starts from a picture (strength)",
-            "Use its text-to-image pipeline, or a recipe without stages.",
-        )
+        expected = "a pipeline that starts at sigma 1"
+        got = f"{type(pipe).__name__}, which starts from a picture (strength)"
+        fix = "Use its text-to-image pipeline, or a recipe without stages."
+    elif takes_strength(pipe):
+        forms = {stage.lift.form for stage in recipe.stages if stage.lift}
+        drawn = forms & {"fresh", "spectral"}
+        expected = "lifts that keep the run's noise (trajectory, clean, latent)"
+        got = f"{min(drawn)} for {type(pipe).__name__}" if drawn else None
+        fix = "Choose another form for these lifts."
+    if expected and got:
+        raise AttachError(_WHERE, expected, got, fix)
 
 
 def check_unattached(pipe: Any) -> None:

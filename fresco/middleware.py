@@ -28,6 +28,7 @@ from fresco.run_checks import (
     check_latents,
     check_size,
     check_spacing,
+    check_strength,
     refuse_thread,
     starts_from_picture,
 )
@@ -39,6 +40,7 @@ from fresco.schedule import (
     make_plan,
     planned_steps,
 )
+from fresco.sigmas import own_sigmas
 from fresco.swap import enter_tokens, leave_tokens, lift_carrier
 from fresco.timing import now_s
 from fresco.wraps import call_by_name, calling, wrap_method
@@ -128,6 +130,9 @@ class Middleware:
         check_size(rows, columns, height, width)
         fine = TokenLayout.whole(rows, columns, 1, self.adapter.patch_px)
         latents = arguments.get("latents")
+        early, self._early_steps = self._early_steps, None
+        is_early = early is not None and calling(DiffusionPipeline) is self.pipe
+        skips = is_early and check_strength(self.scheduler, self.recipe)
         if self.recipe.stages and isinstance(latents, Tensor):
             b = arguments.get("batch_size", len(latents))
             check_latents(latents, b, self.adapter.latents_shape(fine), fine)
@@ -137,8 +142,7 @@ class Middleware:
         frames = self.adapter.frames(packed)
         run = Run(threading.current_thread(), fine, NoiseField(eps, fine.patch_px), frames)
         run.caller = calling(DiffusionPipeline)
-        early, self._early_steps = self._early_steps, None
-        if early and run.caller is self.pipe:
+        if early and is_early and not skips:
             self._resolve(run, early)
         self._live = self.last = run
         return result
@@ -174,7 +178,7 @@ class Middleware:
     def _resolve(self, run: Run, n_steps: int) -> None:
         """Make the plan of a run, and install its sigmas."""
         rows, columns = run.fine.sides.shape
-        own = tuple(float(sigma) for sigma in self.scheduler.sigmas)
+        own = own_sigmas(self.scheduler)
         shift = functools.partial(self.adapter.shift, self.scheduler, n_steps=n_steps)
         request = PlanRequest(n_steps, rows, columns, shift, own, run.frames)
         run.plan = make_plan(self.recipe, request)

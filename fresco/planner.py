@@ -134,10 +134,10 @@ def plan(
     adapter = find_adapter(pipe.transformer)
     check_model(pipe, checked)
     if checked.stages:
+        adapter.check(pipe)
         check_scheduler(pipe.scheduler)
         if not isinstance(pipe, Sketch):
-            check_start(pipe)
-        adapter.check(pipe)
+            check_start(pipe, checked)
     base, run = checked.baseline, pipe.run if isinstance(pipe, Sketch) else None
     for own in (base, run):
         height = height or (own.height if own else None)

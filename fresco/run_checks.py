@@ -12,13 +12,45 @@ from torch import Tensor
 
 from fresco.errors import LayoutError, RunError, ScheduleError, SizeError
 from fresco.layout import TokenLayout
+from fresco.recipe import Recipe
 
 _WHERE = "pipe(prompt, ...)"
 
 
-def starts_from_picture(pipe: object) -> bool:
-    """Whether a pipeline's first latents are a noisy picture, and not noise alone."""
+def takes_strength(pipe: object) -> bool:
+    """Whether a pipeline's first latents can be a noisy picture."""
     return "strength" in inspect.signature(type(pipe).__call__).parameters
+
+
+def starts_from_picture(pipe: object) -> bool:
+    """Whether its first latents are a noisy picture unless asked otherwise (strength 1)."""
+    if not takes_strength(pipe):
+        return False
+    return bool(inspect.signature(type(pipe).__call__).parameters["strength"].default != 1)
+
+
+def check_strength(scheduler: Any, recipe: Recipe) -> bool:
+    """Refuse stages in a run that leaves out its first steps: it starts from a noisy picture.
+
+    Args:
+        scheduler: After its `set_timesteps`.
+        recipe: Of the run.
+
+    Returns:
+        Whether it leaves out steps.
+
+    Raises:
+        RunError: If it does, and the recipe has stages.
+    """
+    n_skipped = getattr(scheduler, "begin_index", None) or 0
+    if n_skipped and recipe.stages:
+        raise RunError(
+            "pipe(strength=...)",
+            "strength=1: a run that starts from noise alone",
+            f"one that leaves out its first {n_skipped} steps",
+            "Use strength=1, or a recipe without stages.",
+        )
+    return bool(n_skipped)
 
 
 def refuse_thread(other: threading.Thread) -> None:

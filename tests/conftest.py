@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
@@ -148,6 +150,10 @@ def traces(pipe):
             for module in pipe.transformer.modules()
         ],
         "forward": "forward" in vars(pipe.transformer),
+        "methods": [
+            [name for name, value in vars(module).items() if isinstance(value, types.MethodType)]
+            for module in pipe.transformer.modules()
+        ],
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from fresco.errors import AdapterError
@@ -19,6 +20,9 @@ from .packed import PackedAdapter, swap_ids
 class FluxAdapter(PackedAdapter):
     """`FluxTransformer2DModel`, hooked at its root only.
 
+    Channels beyond those it predicts are conditions (Fill's mask, a control picture): cells
+    average them as they are. Tokens behind the picture's (Kontext) keep their resolution.
+
     Source:
         huggingface/diffusers@v0.42.1:src/diffusers/pipelines/flux/pipeline_flux.py (Apache-2.0).
     """
@@ -32,6 +36,20 @@ class FluxAdapter(PackedAdapter):
         "guidance",
     )
     _strides: Strides | None = None
+
+    def __init__(self, transformer: Any) -> None:
+        super().__init__(transformer)
+        self.n_own = int(self.config.out_channels or self.config.in_channels)
+
+    def check(self, pipe: Any) -> None:
+        """Conditions are welcome."""
+
+    def latents_shape(self, layout: TokenLayout) -> tuple[int, ...]:
+        return layout.n_tokens, self.n_own
+
+    def read(self, call: Mapping[str, Any], layout: TokenLayout) -> Tensor:
+        own = call["hidden_states"][..., : self.n_own]
+        return super().read({**call, "hidden_states": own}, layout)
 
     def select(self, call: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
         if "ip_adapter_image_embeds" in (call.get("joint_attention_kwargs") or {}):
@@ -48,11 +66,12 @@ class FluxAdapter(PackedAdapter):
     ) -> dict[str, Any]:
         ids = call["img_ids"]
         ids = ids[0] if ids.ndim == 3 else ids
-        return {
-            **call,
-            "hidden_states": self.swap(call["hidden_states"], tokens, layout),
-            "img_ids": swap_ids(ids, positions, layout),
-        }
+        hidden = call["hidden_states"]
+        entered = self.swap(hidden[..., : self.n_own], tokens, layout)
+        if hidden.shape[-1] > self.n_own:
+            conditions = self.average(hidden[..., self.n_own :], layout).to(hidden.dtype)
+            entered = torch.cat((entered, conditions), dim=-1)
+        return {**call, "hidden_states": entered, "img_ids": swap_ids(ids, positions, layout)}
 
     def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
         if "phase" not in units:
@@ -61,6 +80,13 @@ class FluxAdapter(PackedAdapter):
         return strides.remove
 
     def aim(self, call: Mapping[str, Any], layout: TokenLayout | None) -> None:
+        if layout and call["hidden_states"].shape[1] > layout.n_tokens:
+            raise AdapterError(
+                "pipe(image=...)",
+                "tokens of the picture alone with positions: phase",
+                f"{call['hidden_states'].shape[1] - layout.n_tokens} tokens of other pictures",
+                "Use positions: fine.",
+            )
         if self._strides:
             self._strides.aim(call, layout)
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fresco.errors import AdapterError
 from fresco.layout import TokenLayout
+from fresco.noise import NoiseField
 from fresco.ports import AbstractModelAdapter
-from fresco.transfer import cut_patches, join_patches
+from fresco.transfer import cut_patches, join_patches, restrict
 
 
 class PackedAdapter(AbstractModelAdapter):
@@ -61,6 +62,12 @@ class PackedAdapter(AbstractModelAdapter):
         """Put tokens in place of the full grid's, condition tokens as they are."""
         own = tokens.flatten(2).to(hidden.dtype)
         return torch.cat((own, hidden[:, layout.sides.numel() :]), dim=1)
+
+    def average(self, conditions: Tensor, layout: TokenLayout) -> Tensor:
+        """Average the channels of conditions over cells, [b, n, d]; there is no noise in them."""
+        grid = self.unpack(conditions, layout)
+        no_noise = NoiseField(torch.zeros_like(grid), self.patch_px)
+        return restrict(grid, no_noise, 0.0, layout).flatten(2)
 
     def unembed(self, output: Any, layout: TokenLayout) -> Tensor:
         return self._patches(output[0][:, : layout.n_tokens])
