@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from fresco.cli_parts import clear_errors, console, fraction_table, progress_bar
+from fresco.cli_parts import clear_errors, console, fraction_table, progress_bar, write_json
 
 if TYPE_CHECKING:
     from fresco.reference.evaluate import Comparison
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 reference = typer.Typer(
     help="The reference model: training, judge, evaluation.", no_args_is_help=True
 )
+
+Json = Annotated[Path | None, typer.Option(help="File to write everything to.")]
 
 
 @reference.command()
@@ -73,6 +77,7 @@ def evaluate(
     against: Annotated[
         int | None, typer.Option(help="Sample in so many steps too, and compare.")
     ] = None,
+    json: Json = None,
 ) -> None:
     """Sample held-out captions and let the judge say what came of them."""
     with clear_errors():
@@ -102,6 +107,11 @@ def evaluate(
             else:
                 compared = evaluate_against(pipe, against, prompts, how, advance)
                 fractions = compared.fractions
+        if json:
+            content = asdict(compared) if compared else {"fractions": fractions}
+            if compared and not math.isfinite(compared.psnr_db):
+                content["psnr_db"] = None  # equal pictures
+            write_json(json, content)
     title = f"{prompts} held-out captions, {how.steps} steps, guidance {how.guidance:g}"
     console.print(fraction_table(title, fractions, BAR))
     if compared is not None:
@@ -115,6 +125,7 @@ def overhead(
         "reference_10x"
     ),
     runs: Annotated[int, typer.Option(min=1, help="Measured runs.")] = 3,
+    json: Json = None,
 ) -> None:
     """Measure what a step takes beyond the bare transformer."""
     with clear_errors():
@@ -128,6 +139,8 @@ def overhead(
             pipe = load()
         with console.status("Sampling"):
             rows = measure_overhead(pipe, checked, PROMPTS[0], runs)
+        if json:
+            write_json(json, [asdict(row) for row in rows])
     title = f"{recipe}: milliseconds per step, medians of {runs} runs"
     table = Table("stage", "tokens", "transformer", "beyond", "of a full step", "", title=title)
     for row in rows:
@@ -146,6 +159,7 @@ def judge(
     folder: Annotated[
         Path, typer.Option(help="Run whose autoencoder spoils the training pictures.")
     ] = Path("runs/reference"),
+    json: Json = None,
 ) -> None:
     """Measure the judge on held-out rendered pictures."""
     with clear_errors():
@@ -163,6 +177,8 @@ def judge(
                 judge_training.train_and_save(folder, log)
         with console.status(f"Drawing and reading {pictures} pictures"):
             fractions = judge_training.measure_shipped(pictures)
+        if json:
+            write_json(json, fractions)
     title = f"The judge on {pictures} held-out rendered pictures"
     console.print(fraction_table(title, fractions, judge_training.BAR))
 
