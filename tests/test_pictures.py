@@ -16,7 +16,14 @@ import fresco.reference
 from fresco.errors import RecipeError
 from fresco.overrides import override
 from fresco.pairs import measure_pairs
-from fresco.pictures import PictureError, PictureRequest, make_picture, read_request
+from fresco.pictures import (
+    PictureError,
+    PictureRequest,
+    call_pipe,
+    load_pipe,
+    make_picture,
+    read_request,
+)
 from fresco.recipe import load_recipe
 from fresco.specimen import make_specimen
 from fresco.validation import Judge, pictures_record
@@ -211,3 +218,15 @@ def test_pictures_of_before_there_were_videos_are_read(tmp_path):
     text.add_text("fresco", json.dumps({"request": old, "versions": {}}))
     Image.new("RGB", (8, 8)).save(tmp_path / "old.png", pnginfo=text)
     assert read_request(tmp_path / "old.png") == PictureRequest(**old)
+
+
+def test_what_a_pipeline_does_not_take_is_a_clear_error(tmp_path):
+    pipe = make_specimen("sd35-large").pipe
+    pipe.encode_prompt = lambda **_: pytest.fail("called")
+    with pytest.raises(PictureError, match="StableDiffusion3Pipeline takes, got num_frames in it"):
+        call_pipe(pipe, PictureRequest("x", None, "a", frames=5))
+    with pytest.raises(PictureError, match=r"takes, got .*divisible by 16"):
+        call_pipe(pipe, PictureRequest("x", None, "a", height=50, width=64))
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    with pytest.raises(PictureError, match="a whole pipeline of diffusers"):
+        load_pipe(str(tmp_path))
