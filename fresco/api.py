@@ -168,9 +168,9 @@ def accelerate(pipe: Any, recipe: str | Path | Mapping[str, Any] | Recipe) -> Ac
         nonlocal plan
         if checked.stages:
             check_mixes(adapter, checked)
+            adapter.check(pipe)
             check_scheduler(pipe.scheduler)
             check_start(pipe)
-            adapter.check(pipe)
         plan = _baseline_plan(pipe, checked, adapter)
         warn_combination(doubt)
         return Middleware(pipe, checked, adapter)

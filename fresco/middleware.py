@@ -39,6 +39,7 @@ from fresco.schedule import (
     make_plan,
     planned_steps,
 )
+from fresco.sigmas import own_sigmas
 from fresco.swap import enter_tokens, leave_tokens, lift_carrier
 from fresco.timing import now_s
 from fresco.wraps import call_by_name, calling, wrap_method
@@ -174,7 +175,7 @@ class Middleware:
     def _resolve(self, run: Run, n_steps: int) -> None:
         """Make the plan of a run, and install its sigmas."""
         rows, columns = run.fine.sides.shape
-        own = tuple(float(sigma) for sigma in self.scheduler.sigmas)
+        own = own_sigmas(self.scheduler)
         shift = functools.partial(self.adapter.shift, self.scheduler, n_steps=n_steps)
         request = PlanRequest(n_steps, rows, columns, shift, own, run.frames)
         run.plan = make_plan(self.recipe, request)

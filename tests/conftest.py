@@ -147,7 +147,10 @@ def traces(pipe):
             [(name, dict(getattr(module, name))) for name in hooks if getattr(module, name)]
             for module in pipe.transformer.modules()
         ],
-        "forward": "forward" in vars(pipe.transformer),
+        "methods": [
+            sorted(name for name, value in vars(module).items() if callable(value))
+            for module in pipe.transformer.modules()
+        ],
     }
 
 

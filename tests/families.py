@@ -30,6 +30,9 @@ class Family:
         clock: What the transformer is told: 0 sigma, 1 a thousand times it, 2 one minus it.
         is_negated: Whether the pipeline negates what the transformer returns.
         mixes: Whether it takes mixed layouts.
+        zoom: Image px along a side of a token, over 16.
+        is_prompt_first: Whether a doubled batch begins with the prompt's half, and guidance
+            adds to that.
         missing: Components that are left out.
     """
 
@@ -43,6 +46,8 @@ class Family:
     clock: int = 1
     is_negated: bool = False
     mixes: bool = False
+    zoom: int = 1
+    is_prompt_first: bool = False
     missing: tuple[str, ...] = ("vae", "text_encoder", "tokenizer")
 
     def make(self) -> Any:
@@ -64,6 +69,7 @@ class Family:
     def draw(self, pipe: Any, **asked: Any) -> torch.Tensor:
         """Call the pipeline for latents."""
         asked = {"num_inference_steps": 6, "height": 64, "width": 96} | self.asked() | asked
+        asked["height"], asked["width"] = (asked[side] * self.zoom for side in ("height", "width"))
         asked.setdefault("generator", torch.Generator().manual_seed(asked.pop("seed", 0)))
         result = pipe(**asked, output_type="latent", return_dict=False)[0]
         assert isinstance(result, torch.Tensor)
@@ -152,6 +158,35 @@ def _lumina2() -> dict[str, Any]:
     }
 
 
+def _z_image() -> dict[str, Any]:
+    return {
+        "prompt_embeds": [_noise(5, 32)],
+        "negative_prompt_embeds": [_noise(3, 32, seed=2)],
+        "guidance_scale": 2.0,
+    }
+
+
+def _sana() -> dict[str, Any]:
+    return {
+        "prompt_embeds": _noise(1, 5, 32),
+        "prompt_attention_mask": torch.ones(1, 5),
+        "negative_prompt_embeds": _noise(1, 5, 32, seed=2),
+        "negative_prompt_attention_mask": torch.tensor([[1, 1, 1, 0, 0]]),
+        "guidance_scale": 2.0,
+        "negative_prompt": None,
+        "use_resolution_binning": False,
+    }
+
+
+def _hunyuan_image() -> dict[str, Any]:
+    return {
+        "prompt_embeds": _noise(1, 5, 32),
+        "prompt_embeds_mask": torch.tensor([[1, 1, 1, 1, 0]]),
+        "prompt_embeds_2": torch.zeros(1, 3, 16),
+        "prompt_embeds_mask_2": torch.zeros(1, 3, dtype=torch.int64),
+    }
+
+
 FAMILIES = {
     "sd3": Family(
         "StableDiffusion3Pipeline",
@@ -169,6 +204,7 @@ FAMILIES = {
             "pos_embed_max_size": 16,
         },
         _sd3,
+        mixes=True,
         scheduler={"shift": 3.0},
         missing=(
             "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2",
@@ -230,6 +266,7 @@ FAMILIES = {
         },
         _aura_flow,
         clock=0,
+        mixes=True,
         scheduler={"shift": 1.73},
     ),
     "flux2": Family(
@@ -288,6 +325,67 @@ FAMILIES = {
         mixes=True,
         scheduler={"use_dynamic_shifting": True},
     ),
+    "z_image": Family(
+        "ZImagePipeline",
+        "ZImageTransformer2DModel",
+        {
+            "in_channels": 4,
+            "dim": 24,
+            "n_layers": 2,
+            "n_refiner_layers": 1,
+            "n_heads": 2,
+            "n_kv_heads": 2,
+            "cap_feat_dim": 32,
+            "axes_dims": (4, 4, 4),
+            "axes_lens": (64, 32, 32),
+        },
+        _z_image,
+        is_negated=True,
+        is_prompt_first=True,
+        clock=2,
+        mixes=True,
+        scheduler={"shift": 3.0},
+    ),
+    "sana": Family(
+        "SanaPipeline",
+        "SanaTransformer2DModel",
+        {
+            "sample_size": 8,
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_layers": 2,
+            "attention_head_dim": 16,
+            "num_attention_heads": 2,
+            "num_cross_attention_heads": 2,
+            "cross_attention_head_dim": 16,
+            "cross_attention_dim": 32,
+            "caption_channels": 32,
+        },
+        _sana,
+        zoom=2,
+        scheduler={"shift": 3.0},
+    ),
+    "hunyuan_image": Family(
+        "HunyuanImagePipeline",
+        "HunyuanImageTransformer2DModel",
+        {
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_attention_heads": 2,
+            "attention_head_dim": 16,
+            "num_layers": 1,
+            "num_single_layers": 1,
+            "num_refiner_layers": 1,
+            "text_embed_dim": 32,
+            "text_embed_2_dim": 16,
+            "rope_axes_dim": (8, 8),
+        },
+        _hunyuan_image,
+        zoom=2,
+        mixes=True,
+        scheduler={"shift": 5.0},
+        missing=("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
+    ),
     "cogview4": Family(
         "CogView4Pipeline",
         "CogView4Transformer2DModel",
@@ -305,6 +403,7 @@ FAMILIES = {
         },
         _cogview4,
         passes=2,
+        mixes=True,
         scheduler={"use_dynamic_shifting": True, "base_shift": 0.25, "max_shift": 0.75,
                    "time_shift_type": "linear", "base_image_seq_len": 256},
     ),
@@ -328,6 +427,7 @@ FAMILIES = {
         passes=2,
         is_negated=True,
         clock=2,
+        mixes=True,
         scheduler={"use_dynamic_shifting": True},
     ),
 }  # fmt: skip

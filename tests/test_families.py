@@ -11,7 +11,9 @@ import torch
 import fresco
 from fresco import errors
 from fresco.layout import TokenLayout
+from fresco.ports import find_adapter
 from fresco.transfer import cut_patches
+from fresco.wraps import call_by_name
 from tests.conftest import traces
 from tests.families import FAMILIES
 
@@ -60,6 +62,21 @@ def test_identity_recipes_and_restore_leave_no_trace(family, pipe):
     assert family.draw(pipe).equal(plain)
 
 
+CALLED = (("hidden_states", "x"), ("timestep", "t"))  # what families call the two
+
+
+def stack(latents):
+    """A list of [c, 1, h, w] as [b, c, h, w]; tensors as they are."""
+    return torch.stack(latents).squeeze(2) if isinstance(latents, list) else latents
+
+
+def repeated(asked):
+    """The same call for two pictures."""
+    lists = {key: 2 * value for key, value in asked.items() if isinstance(value, list)}
+    tensors = {k: torch.cat((v, v)) for k, v in asked.items() if isinstance(v, torch.Tensor)}
+    return asked | lists | tensors
+
+
 class Watch:
     """What the transformer sees and says, of every pass."""
 
@@ -72,9 +89,10 @@ class Watch:
         def spied(*args, **kwargs):
             call = dict(zip(names, args, strict=False)) | kwargs
             output = forward(*args, **kwargs)
-            self.seen.append(call["hidden_states"].clone())
-            self.times.append(float(call["timestep"].flatten()[0]))
-            self.said.append(output[0].clone())
+            latents, time = (call[a] if a in call else call[b] for a, b in CALLED)
+            self.seen.append(stack(latents).clone())
+            self.times.append(float(time.flatten()[0]))
+            self.said.append(stack(output[0]).clone())
             return output
 
         pipe.transformer.forward = spied
@@ -83,6 +101,9 @@ class Watch:
 def guided(family, said):
     """One step's prediction, guided as the pipeline does."""
     doubled = family.asked().get("guidance_scale") and family.passes == 1
+    if family.is_prompt_first:
+        given, without = said[0].chunk(2)
+        return -(given + family.asked()["guidance_scale"] * (given - without))
     if doubled:
         without, given = said[0].chunk(2)
     elif family.passes == 2:
@@ -111,8 +132,7 @@ def test_coarse_steps_are_those_of_the_coarse_model(family, pipe):
         if seen.ndim == 3:  # packed
             assert seen.shape[1] == step.n_tokens
             continue
-        size = pipe.transformer.config.patch_size
-        patch = size if isinstance(size, int) else size[-1]
+        patch = accelerated._middleware.adapter.patch_px
         assert seen[0, 0].numel() == step.n_tokens * patch**2
     coarse = 4 * torch.nn.functional.avg_pool2d(eps, 4)
     first = watch.seen[0][:b]
@@ -145,10 +165,7 @@ def test_runs_of_other_sizes_and_after_a_death_are_right(family, pipe):
 
 
 def test_an_image_does_not_depend_on_its_batch(family, pipe):
-    several = {
-        key: torch.cat((value, value)) if isinstance(value, torch.Tensor) else value
-        for key, value in family.asked().items()
-    }
+    several = repeated(family.asked())
     with fresco.accelerate(pipe, STAGED):
         generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
         together = family.draw(pipe, **several, generator=generators)
@@ -161,9 +178,15 @@ def test_mixed_stages_run_or_are_refused_with_the_reason(family, pipe):
     family.draw(pipe)  # pipelines keep what they are asked
     before = traces(pipe)
     if family.mixes:
+        watch = Watch(pipe)
         with fresco.accelerate(pipe, MIXED) as accelerated:
             assert family.draw(pipe).isfinite().all()
             assert [step.tokens for step in accelerated.report.steps] == [6, 6, 12, 12, 24, 24]
+            patch = accelerated._middleware.adapter.patch_px
+        seen = watch.seen[:: family.passes]
+        counts = [x.shape[1] if x.ndim == 3 else x[0, 0].numel() // patch**2 for x in seen]
+        assert counts == [6, 6, 12, 12, 24, 24]
+        del pipe.transformer.forward
         assert traces(pipe) == before
         return
     with pytest.raises(errors.RecipeError, match=r"only whole-grid stages with .*Adapter"):
@@ -187,14 +210,48 @@ def test_positions_of_a_mixed_stage_that_is_all_fine_are_the_model_s_own(name):
     torch.testing.assert_close(pictures[1], pictures[0], rtol=0, atol=1e-5)
 
 
+def record_call(family, pipe):
+    """The first call of a plain run, by name."""
+    calls = []
+
+    def record(module, args, kwargs):
+        calls.append(call_by_name(module, args, kwargs))
+
+    with pipe.transformer.register_forward_pre_hook(record, with_kwargs=True):
+        family.draw(pipe)
+    return calls[0]
+
+
+@pytest.mark.parametrize("name", MIXING)
+@torch.no_grad()
+def test_recomputed_positions_of_the_full_grid_are_the_model_s_own(name):
+    family = FAMILIES[name]
+    pipe = family.make()
+    call, transformer = record_call(family, pipe), pipe.transformer
+    adapter = find_adapter(transformer)
+    undo = adapter.attach(transformer, {"fine"})
+    layout = TokenLayout.whole(4, 6, 1, adapter.patch_px)
+    tokens = cut_patches(adapter.read(call, layout), adapter.patch_px)
+
+    def predict(moved_by):  # a hair off the grid, so that all of them are recomputed
+        positions = layout.positions("fine") + moved_by
+        output = transformer(**adapter.embed(call, tokens, layout, positions))
+        adapter.aim({}, None)
+        return adapter.unembed(output, layout)
+
+    own = adapter.unembed(transformer(**call), layout)
+    torch.testing.assert_close(predict(1e-6), own, rtol=0, atol=1e-5)
+    # rotations know distances only, so halve those
+    assert (predict(-layout.positions("fine") / 2) - own).abs().max() > 1e-3
+    undo()
+    assert adapter.unembed(transformer(**call), layout).equal(own)
+
+
 @pytest.mark.parametrize("name", MIXING)
 def test_an_image_of_a_mixed_stage_does_not_depend_on_its_batch(name):
     family = FAMILIES[name]
     pipe = family.make()
-    several = {
-        key: torch.cat((value, value)) if isinstance(value, torch.Tensor) else value
-        for key, value in family.asked().items()
-    }
+    several = repeated(family.asked())
     stage = {**MIXED["stages"][1], "promote": {"score": "random", "budget": 0.4}}
     raw = {**MIXED, "stages": [MIXED["stages"][0], stage, MIXED["stages"][2]]}
     with fresco.accelerate(pipe, raw) as accelerated:

@@ -165,6 +165,7 @@ def test_every_known_model_says_where_it_is_from():
         ("sd35-large", 8.1),
         ("sd35-medium", 2.5),
         ("wan21-14b", 14),
+        ("z-image-turbo", 6),
     ],
 )
 def test_a_configuration_has_as_many_weights_as_its_authors_say(model, billions):

@@ -31,7 +31,10 @@ RECORD = {
     "flops_speedup": 5.1,
 }
 INTENTS = ("quality", "balanced", "fast")
-MODELS = ("flux1-dev", "flux1-schnell", "flux2", "hunyuan-video", "qwen-image", "sd35", "wan21")
+MODELS = (
+    *("flux1-dev", "flux1-schnell", "flux2", "hunyuan-video"),
+    *("qwen-image", "sd35", "wan21", "z-image"),
+)
 BY_MODEL = [f"{model}_{intent}" for model in MODELS for intent in INTENTS]
 
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Collection
 from typing import Any, ClassVar
 
-from fresco.ports import register_adapter
+import torch
+from torch import Tensor, nn
 
-from .plain import PlainAdapter
+from fresco.ports import register_adapter
+from fresco.wraps import wrap_method
+
+from .strip import StripAdapter, between
 
 
 @register_adapter
-class AuraFlowAdapter(PlainAdapter):
+class AuraFlowAdapter(StripAdapter):
     """`AuraFlowTransformer2DModel`; positions are learned, from the middle of a table.
+
+    The place between four entries has their mean.
 
     Source:
         huggingface/diffusers@v0.42.1:src/diffusers/pipelines/aura_flow/pipeline_aura_flow.py
@@ -19,6 +27,35 @@ class AuraFlowAdapter(PlainAdapter):
     """
 
     model: ClassVar[str] = "AuraFlowTransformer2DModel"
+    is_relative: ClassVar[bool] = False
+    batched: ClassVar[tuple[str, ...]] = ("hidden_states", "encoder_hidden_states", "timestep")
+    _change: Tensor | None = None  # of the model's positions in this call, [n, d]
+
+    def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
+        super().attach(transformer, units)
+        module: Any = transformer.pos_embed
+
+        def choose(original: Callable[..., Any], args: Any, kwargs: Any) -> Tensor:
+            if self._places is None:
+                own: Tensor = original(*args, **kwargs)
+                return own
+            most = math.isqrt(module.pos_embed_max_size)
+            corner = torch.tensor([most // 2 - side // 2 for side in self._sides])
+            table = module.pos_embed[0].view(most, most, -1)
+            self._change = between(table, self._places + corner) - table[0, 0]
+            return torch.zeros(len(self._places), dtype=torch.int64, device=table.device)
+
+        def add(_module: nn.Module, _given: object, output: Tensor) -> Tensor | None:
+            change, self._change = self._change, None
+            return None if change is None else output + change
+
+        def undo() -> None:
+            handle.remove()
+            unwrap()
+
+        unwrap = wrap_method(module, "pe_selection_index_based_on_dim", choose)
+        handle = module.register_forward_hook(add)
+        return undo
 
     def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
         latents = self.example_latents(transformer, n_tokens)

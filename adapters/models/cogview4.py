@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from fresco.ports import register_adapter
 
-from .plain import PlainAdapter
+from .strip import StripAdapter
 
 
 @register_adapter
-class CogView4Adapter(PlainAdapter):
+class CogView4Adapter(StripAdapter):
     """`CogView4Transformer2DModel`; it scales positions to the size of the picture itself.
 
     Source:
@@ -23,6 +25,21 @@ class CogView4Adapter(PlainAdapter):
     """
 
     model: ClassVar[str] = "CogView4Transformer2DModel"
+    is_relative: ClassVar[bool] = False
+    batched: ClassVar[tuple[str, ...]] = (
+        "hidden_states",
+        "encoder_hidden_states",
+        "timestep",
+        "original_size",
+        "target_size",
+        "crop_coords",
+        "attention_mask",
+    )
+
+    def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
+        super().attach(transformer, units)
+        rope: nn.Module = transformer.rope
+        return rope.register_forward_hook(self._after_positions).remove
 
     def spacing(self, n_steps: int) -> Sequence[float]:
         return [int(t) / 1000 for t in np.linspace(1000, 1, n_steps)]
@@ -47,3 +64,23 @@ class CogView4Adapter(PlainAdapter):
             "crop_coords": size,
             "return_dict": False,
         }
+
+    def _after_positions(self, rope: Any, _given: object, _output: object) -> Any:
+        if self._places is None:
+            return None
+        angles = []
+        for place, side, scale in zip(
+            self._places.unbind(dim=1), self._sides, rope.rope_axes_dim, strict=True
+        ):
+            d = rope.dim // 2
+            frequencies = rope.theta ** -(torch.arange(0, d, 2).float() / d)
+            angles.append(_scaled(place, side, scale)[:, None] * frequencies)
+        angle = torch.cat((*angles, *angles), dim=1)
+        return angle.cos(), angle.sin()
+
+
+def _scaled(place: Tensor, side: int, scale: int) -> Tensor:
+    """Places in a picture as the model scales them: whole numbers, between them in proportion."""
+    low = place.floor()
+    below, above = (torch.floor(at * scale / side) for at in (low, low + 1))
+    return below + (place - low) * (above - below)

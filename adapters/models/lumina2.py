@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from typing import Any, ClassVar
 
-from fresco.ports import register_adapter
+import torch
+from diffusers.models.embeddings import get_1d_rotary_pos_embed
+from torch import Tensor
 
-from .plain import PlainAdapter
+from fresco.ports import register_adapter
+from fresco.wraps import wrap_method
+
+from .strip import StripAdapter
 
 
 @register_adapter
-class Lumina2Adapter(PlainAdapter):
+class Lumina2Adapter(StripAdapter):
     """`Lumina2Transformer2DModel`.
 
     Source:
@@ -20,6 +26,32 @@ class Lumina2Adapter(PlainAdapter):
 
     model: ClassVar[str] = "Lumina2Transformer2DModel"
     noise_coefficient: ClassVar[float] = -1.0
+    batched: ClassVar[tuple[str, ...]] = (
+        "hidden_states",
+        "encoder_hidden_states",
+        "encoder_attention_mask",
+        "timestep",
+    )
+
+    def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
+        super().attach(transformer, units)
+        rope = transformer.rope_embedder
+
+        def rotate(original: Callable[..., Any], args: Any, kwargs: Any) -> Tensor:
+            places, (ids,) = self._places, args
+            if places is None:
+                own: Tensor = original(*args, **kwargs)
+                return own
+            ids = ids.double()  # [b, text and image, axes]; the picture begins at its text's length
+            for row, start in zip(ids, ids[..., 0].amax(dim=1).int().tolist(), strict=True):
+                row[start : start + len(places), 1:] = places.to(ids)
+            parts = [
+                get_1d_rotary_pos_embed(d, at, rope.theta, freqs_dtype=torch.float64)
+                for d, at in zip(rope.axes_dim, ids.flatten(0, 1).unbind(dim=1), strict=True)
+            ]
+            return torch.cat(parts, dim=1).unflatten(0, ids.shape[:2])
+
+        return wrap_method(rope, "_get_freqs_cis", rotate)
 
     def shift(self, scheduler: Any, n_tokens: int, n_steps: int) -> float:
         return super().shift(scheduler, self.config.in_channels, n_steps)

@@ -33,7 +33,8 @@ class PlainAdapter(AbstractModelAdapter):
         super().__init__(transformer)
         size = self.config.patch_size
         self.patch_px = size if isinstance(size, int) else size[-1]
-        self.is_video = not isinstance(size, int) or "patch_size_t" in self.config
+        is_3d = not isinstance(size, int) and len(size) == 3
+        self.is_video = is_3d or "patch_size_t" in self.config
         self.patch_frames = self.config.get("patch_size_t", 1) if isinstance(size, int) else size[0]
 
     def check(self, pipe: Any) -> None:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from typing import Any, ClassVar
 
-from fresco.ports import register_adapter
+import torch
+from torch import Tensor
 
-from .plain import PlainAdapter
+from fresco.ports import register_adapter
+from fresco.wraps import wrap_method
+
+from .strip import StripAdapter, between
 
 
 @register_adapter
-class StableDiffusion3Adapter(PlainAdapter):
+class StableDiffusion3Adapter(StripAdapter):
     """`SD3Transformer2DModel`; positions are cropped from the middle of a table.
+
+    The table holds sines and cosines: halfway between two entries is their mean, made as long
+    as they are.
 
     Source:
         huggingface/diffusers@v0.42.1:src/diffusers/models/transformers/transformer_sd3.py
@@ -20,6 +28,28 @@ class StableDiffusion3Adapter(PlainAdapter):
 
     model: ClassVar[str] = "SD3Transformer2DModel"
     residuals: ClassVar[tuple[str, ...]] = ("block_controlnet_hidden_states",)
+    is_relative: ClassVar[bool] = False
+    batched: ClassVar[tuple[str, ...]] = (
+        "hidden_states",
+        "encoder_hidden_states",
+        "pooled_projections",
+        "timestep",
+    )
+
+    def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
+        super().attach(transformer, units)
+        module = transformer.pos_embed
+
+        def crop(original: Callable[..., Any], args: Any, kwargs: Any) -> Tensor:
+            if self._places is None:
+                own: Tensor = original(*args, **kwargs)
+                return own
+            most = module.pos_embed_max_size
+            corner = torch.tensor([(most - side) // 2 for side in self._sides])
+            table = module.pos_embed.view(most, most, -1)
+            return _waves_between(table, self._places + corner)[None]
+
+        return wrap_method(module, "cropped_pos_embed", crop)
 
     def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
         latents, config = self.example_latents(transformer, n_tokens), self.config
@@ -32,3 +62,12 @@ class StableDiffusion3Adapter(PlainAdapter):
             "timestep": latents.new_zeros(1),
             "return_dict": False,
         }
+
+
+def _waves_between(table: Tensor, places: Tensor) -> Tensor:
+    """Sines and cosines of rows, then of columns, at fractional places [n, 2], [n, d]."""
+    waves = table.unflatten(-1, (2, 2, -1))  # [rows, columns, axis, sine and cosine, d / 4]
+    lengths = waves.norm(dim=-2, keepdim=True).expand_as(waves).flatten(2)
+    mean = between(table, places).unflatten(-1, waves.shape[2:])
+    wanted = between(lengths, places).unflatten(-1, waves.shape[2:])
+    return (mean * wanted / mean.norm(dim=-2, keepdim=True)).flatten(1)

@@ -1,0 +1,72 @@
+"""HunyuanImage 2.1: latents [b, c, h, w] of 32 x 32 image px, guidance by a guider."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any, ClassVar
+
+import torch
+from diffusers.models.embeddings import get_1d_rotary_pos_embed
+from torch import nn
+
+from fresco.errors import AdapterError
+from fresco.ports import register_adapter
+
+from .strip import StripAdapter
+
+
+@register_adapter
+class HunyuanImageAdapter(StripAdapter):
+    """`HunyuanImageTransformer2DModel`, of the base model and not distilled by mean flow.
+
+    A guider that projects (APG, the pipeline's own) is not linear: with it, a coarse stage is
+    near the coarse model's, not equal.
+
+    Source:
+        huggingface/diffusers@v0.42.1:
+        src/diffusers/pipelines/hunyuan_image/pipeline_hunyuanimage.py (Apache-2.0).
+    """
+
+    model: ClassVar[str] = "HunyuanImageTransformer2DModel"
+    batched: ClassVar[tuple[str, ...]] = (
+        "hidden_states",
+        "timestep",
+        "encoder_hidden_states",
+        "encoder_attention_mask",
+        "encoder_hidden_states_2",
+        "encoder_attention_mask_2",
+        "guidance",
+    )
+
+    def check(self, pipe: Any) -> None:
+        super().check(pipe)
+        if self.config.use_meanflow:
+            raise AdapterError(
+                "accelerate(pipe, recipe)",
+                "a velocity at one noise level",
+                "a mean velocity up to the next step's (use_meanflow=True)",
+                "Use a recipe without stages.",
+            )
+
+    def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
+        super().attach(transformer, units)
+        rope: nn.Module = transformer.rope
+        return rope.register_forward_hook(self._after_positions).remove
+
+    def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
+        latents, config = self.example_latents(transformer, n_tokens), self.config
+        call = {
+            "hidden_states": latents,
+            "timestep": latents.new_zeros(1),
+            "encoder_hidden_states": latents.new_zeros(1, n_text_tokens, config.text_embed_dim),
+            "encoder_attention_mask": latents.new_ones(1, n_text_tokens),
+            "return_dict": False,
+        }
+        return {**call, "guidance": latents.new_zeros(1)} if config.guidance_embeds else call
+
+    def _after_positions(self, rope: Any, given: Any, _output: object) -> Any:
+        if self._places is None:
+            return None
+        axes = zip(rope.rope_dim, self._places.to(given[0].device).unbind(dim=1), strict=True)
+        parts = [get_1d_rotary_pos_embed(d, at, rope.theta, use_real=True) for d, at in axes]
+        return tuple(torch.cat(part, dim=1) for part in zip(*parts, strict=True))

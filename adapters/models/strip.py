@@ -1,0 +1,73 @@
+"""Mixed layouts on plain latents: tokens as a picture of one row, at positions of their own.
+
+The model cuts that picture into its own patches and embeds them; only where it looks up
+positions must it be told others. A family says how, in `attach`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fresco.errors import AdapterError
+from fresco.layout import TokenLayout
+from fresco.transfer import join_patches
+
+from .plain import PlainAdapter
+
+
+class StripAdapter(PlainAdapter):
+    """Latents [b, c, h, w] of any layout; whole grids at native positions as they are."""
+
+    mixes: ClassVar[bool] = True
+    batched: ClassVar[tuple[str, ...]]  # arguments with a batch axis
+    is_relative: ClassVar[bool] = True  # positions do not depend on the size of the picture
+    _places: Tensor | None = None  # float32 [n, 2] of this call's tokens; None: the model's own
+    _sides = (0, 0)  # fine rows and columns of the picture
+
+    def select(self, call: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+        return {
+            name: value[list(rows)] if name in self.batched and value is not None else value
+            for name, value in call.items()
+        }
+
+    def embed(
+        self, call: Mapping[str, Any], tokens: Tensor, layout: TokenLayout, positions: Tensor
+    ) -> dict[str, Any]:
+        self._places = None
+        if layout.is_whole and positions.equal(layout.positions("native")):
+            return super().embed(call, tokens, layout, positions)
+        self._places, self._sides = positions, (layout.sides.shape[0], layout.sides.shape[1])
+        strip = join_patches(tokens, 1)
+        return {**call, "hidden_states": strip.to(call["hidden_states"].dtype)}
+
+    def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
+        if "coarse" in units and not self.is_relative:
+            raise AdapterError(
+                "accelerate(pipe, recipe)",
+                f"positions in fine tokens: {type(transformer).__name__} counts them by size",
+                "positions: coarse",
+                "Use positions: fine.",
+            )
+        return super().attach(transformer, units)
+
+    def aim(self, call: Mapping[str, Any], layout: TokenLayout | None) -> None:
+        if layout is None and not call:
+            self._places = None
+
+
+def between(table: Tensor, places: Tensor) -> Tensor:
+    """Values of a table [rows, columns, d] at fractional places [n, 2], bilinear, [n, d]."""
+    most = torch.tensor(table.shape[:2]) - 1
+    places = places.minimum(most).clamp(min=0)
+    low = places.floor()
+    values: Tensor = table.new_zeros(len(places), table.shape[-1])
+    for corner in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        step = torch.tensor(corner)
+        share = (1 - (places - low - step).abs()).prod(dim=1).to(table)
+        rows, columns = (low + step).minimum(most).long().to(table.device).unbind(dim=1)
+        values = values + share[:, None] * table[rows, columns]
+    return values
