@@ -162,7 +162,7 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
         path = known[source]
     try:
         content = read_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise RecipeError(str(source), [f"cannot be read: {reason} @ $"]) from error
     return _validate(str(source) if path.name == source else path.name, content)

@@ -17,13 +17,12 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+        keys = [key for key, _ in pairs if isinstance(key, yaml.ScalarNode)]
+        for i, key in enumerate(keys):
+            if any(key.value == other.value for other in keys[:i]):
                 problem = f"the key {key.value!r} is there twice"
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -38,6 +37,8 @@ def read_yaml(text: str) -> Any:
 
     Raises:
         yaml.YAMLError: If it cannot be read, names objects of Python, has anchors or a key twice.
+        ValueError: If a date in it is none.
+        RecursionError: If it is nested too deep.
 
     Example:
         >>> read_yaml("{schema: 1, model: any}")

@@ -174,6 +174,10 @@ def test_yaml_that_would_hide_something_is_refused(tmp_path):
         ("schema: 1\nmodel: any\nmodel: any\n", "the key 'model' is there twice"),
         ("schema: 1\nmodel: &m any\nrival: *m\n", "recipes have no anchors"),
         ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+        ("a: !!map b", "expected a mapping node"),
+        ("{[1]: 2, [1]: 3}", "unhashable key"),
+        ("a: 2026-13-45", "month must be in 1..12"),
+        ("[" * 10000, "recursion"),
     ):
         file = tmp_path / "bad.yaml"
         file.write_text(text)
