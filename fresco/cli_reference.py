@@ -137,8 +137,13 @@ def overhead(
 
             checked = load_staged_recipe(recipe)
             pipe = load()
-        with console.status("Sampling"):
-            rows = measure_overhead(pipe, checked, PROMPTS[0], runs)
+        with progress_bar() as bar:
+            task = bar.add_task("runs", total=runs + 1)
+
+            def on_run(done: int) -> None:
+                bar.update(task, completed=done)
+
+            rows = measure_overhead(pipe, checked, PROMPTS[0], runs, on_run)
         if json:
             write_json(json, [asdict(row) for row in rows])
     title = f"{recipe}: milliseconds per step, medians of {runs} runs"
@@ -175,8 +180,13 @@ def judge(
                     )
 
                 judge_training.train_and_save(folder, log)
-        with console.status(f"Drawing and reading {pictures} pictures"):
-            fractions = judge_training.measure_shipped(pictures)
+        with progress_bar() as bar:
+            task = bar.add_task("pictures", total=pictures)
+
+            def on_pictures(done: int) -> None:
+                bar.update(task, completed=done)
+
+            fractions = judge_training.measure_shipped(pictures, on_pictures)
         if json:
             write_json(json, fractions)
     title = f"The judge on {pictures} held-out rendered pictures"
