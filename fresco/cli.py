@@ -12,7 +12,15 @@ from rich import box
 from rich.table import Table
 
 from fresco.cli_doctor import doctor
-from fresco.cli_parts import Dtype, clear_errors, console, named_tasks, progress_bar
+from fresco.cli_parts import (
+    MAX_SEED,
+    Dtype,
+    clear_errors,
+    console,
+    named_tasks,
+    progress_bar,
+    write_json,
+)
 from fresco.cli_plan import plan
 from fresco.cli_recipes import recipes
 from fresco.cli_reference import reference
@@ -65,9 +73,12 @@ def demo(
         str, typer.Option(help="Name of a recipe, or path of a YAML file.")
     ] = "reference_5x",
     prompt: Prompts = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first picture's noise.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Of the first picture's noise.")
+    ] = 0,
     out: Out = Path("fresco-demo"),
     steps: Annotated[int, typer.Option(min=1, help="Solver steps of the full row.")] = 50,
+    json: Annotated[Path | None, typer.Option(help="File to write the report to, too.")] = None,
 ) -> None:
     """Sample full, accelerated, and with fewer steps at the same cost, and compare."""
     with clear_errors():
@@ -81,6 +92,8 @@ def demo(
         request = DemoRequest(tuple(prompt or PROMPTS), recipe, seed, out, steps)
         with progress_bar() as bar:
             report = run_demo(request, named_tasks(bar))
+        if json:
+            write_json(json, report)
     console.print(_demo_table(report))
     speedup = f"{report['speedup']:.2f}x faster in the denoising loop"
     console.print(f"{speedup}, {report['call_speedup']:.2f}x in the whole call.", highlight=False)
@@ -144,6 +157,7 @@ def pareto(
     folder: Folder = Path("runs/bench"),
     batch: Batch = 8,
     dtype: Dtype = "float32",
+    json: Annotated[Path | None, typer.Option(help="File to write the report to, too.")] = None,
 ) -> None:
     """Measure fresco, fewer steps and rivals at several speedups, and plot them."""
     with clear_errors():
@@ -158,6 +172,8 @@ def pareto(
         with progress_bar() as bar:
             report = run_study(study, named_tasks(bar))
         save_pareto(report, out / "pareto.png")
+        if json:
+            write_json(json, report)
     _print_study(report)
     console.print(f"Wrote {out / 'pareto.png'} and {file}.", soft_wrap=True)
 

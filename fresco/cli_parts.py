@@ -22,7 +22,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fresco.errors import FrescoError
+from fresco.output import make_directory, write_text
 
+MAX_SEED = 2**62  # of a first picture; the others' follow
 console = Console()
 Dtype = Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of all weights.")]
 
@@ -62,8 +64,9 @@ def named_tasks(bar: Progress) -> Callable[[str, int, int], None]:
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Write a result where a program can read it."""
-    file.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    """Write a result where a program can read it, as a whole; its directory is made."""
+    make_directory("--json", file.parent, "--json")
+    write_text(file, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def fraction_table(title: str, fractions: Mapping[str, float], bar: Mapping[str, float]) -> Table:

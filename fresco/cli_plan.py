@@ -43,12 +43,12 @@ def plan(
             from fresco.plan_plot import save_plan
             from fresco.planner import model_of
             from fresco.planner import plan as make
-            from fresco.sketch import sketch_model
+            from fresco.sketch import model_like, sketch_model
 
             for file, option in ((json, "--json"), (png, "--png")):
                 if file:
                     make_directory("fresco plan", file.parent, option)
-            name = model or ("flux1-dev" if config else model_of(recipe))
+            name = model or (model_like(config) if config else model_of(recipe))
             pipe = sketch_model(name, config)
         size = {"height": height, "width": width, "frames": frames}
         asked = {**size, "steps": steps, "text_tokens": text_tokens}

@@ -20,9 +20,9 @@ Json = Annotated[Path | None, typer.Option("--json", help="File to write everyth
 
 
 @recipes.callback()
-def _list_without_command(context: typer.Context) -> None:
+def _list_without_command(context: typer.Context, json: Json = None) -> None:
     if context.invoked_subcommand is None:
-        list_(None)
+        list_(json)
 
 
 @recipes.command("list")
@@ -83,7 +83,8 @@ def check(
             found[file] = list(error.problems)
             console.print(str(error), markup=False, soft_wrap=True)
     if json:
-        write_json(json, found)
+        with clear_errors():
+            write_json(json, found)
     if any(found.values()):
         raise typer.Exit(2)
 
@@ -96,7 +97,8 @@ def schema(
     from fresco.recipe import recipe_schema
 
     if out:
-        write_json(out, recipe_schema())
+        with clear_errors():
+            write_json(out, recipe_schema())
         console.print(f"Wrote {out}.", soft_wrap=True)
     else:
         console.print_json(data=recipe_schema())

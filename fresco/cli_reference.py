@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from fresco.cli_parts import Dtype, clear_errors, console, fraction_table, progress_bar
+from fresco.cli_parts import (
+    Dtype,
+    clear_errors,
+    console,
+    fraction_table,
+    progress_bar,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from fresco.reference.evaluate import Comparison
@@ -17,6 +26,8 @@ if TYPE_CHECKING:
 reference = typer.Typer(
     help="The reference model: training, judge, evaluation.", no_args_is_help=True
 )
+
+Json = Annotated[Path | None, typer.Option(help="File to write everything to.")]
 
 
 @reference.command()
@@ -74,6 +85,7 @@ def evaluate(
     against: Annotated[
         int | None, typer.Option(help="Sample in so many steps too, and compare.")
     ] = None,
+    json: Json = None,
 ) -> None:
     """Sample held-out captions and let the judge say what came of them."""
     with clear_errors():
@@ -104,6 +116,11 @@ def evaluate(
             else:
                 compared = evaluate_against(pipe, against, prompts, how, advance)
                 fractions = compared.fractions
+        if json:
+            content = asdict(compared) if compared else {"fractions": fractions}
+            if compared and not math.isfinite(compared.psnr_db):
+                content["psnr_db"] = None  # equal pictures
+            write_json(json, content)
     title = f"{prompts} held-out captions, {how.steps} steps, guidance {how.guidance:g}, {dtype}"
     console.print(fraction_table(title, fractions, BAR))
     if compared is not None:
@@ -117,6 +134,7 @@ def overhead(
         "reference_10x"
     ),
     runs: Annotated[int, typer.Option(min=1, help="Measured runs.")] = 3,
+    json: Json = None,
 ) -> None:
     """Measure what a step takes beyond the bare transformer."""
     with clear_errors():
@@ -128,8 +146,15 @@ def overhead(
 
             checked = load_staged_recipe(recipe)
             pipe = load()
-        with console.status("Sampling"):
-            rows = measure_overhead(pipe, checked, PROMPTS[0], runs)
+        with progress_bar() as bar:
+            task = bar.add_task("runs", total=runs + 1)
+
+            def on_run(done: int) -> None:
+                bar.update(task, completed=done)
+
+            rows = measure_overhead(pipe, checked, PROMPTS[0], runs, on_run)
+        if json:
+            write_json(json, [asdict(row) for row in rows])
     title = f"{recipe}: milliseconds per step, medians of {runs} runs"
     table = Table("stage", "tokens", "transformer", "beyond", "of a full step", "", title=title)
     for row in rows:
@@ -148,6 +173,7 @@ def judge(
     folder: Annotated[
         Path, typer.Option(help="Run whose autoencoder spoils the training pictures.")
     ] = Path("runs/reference"),
+    json: Json = None,
 ) -> None:
     """Measure the judge on held-out rendered pictures."""
     with clear_errors():
@@ -163,8 +189,15 @@ def judge(
                     )
 
                 judge_training.train_and_save(folder, log)
-        with console.status(f"Drawing and reading {pictures} pictures"):
-            fractions = judge_training.measure_shipped(pictures)
+        with progress_bar() as bar:
+            task = bar.add_task("pictures", total=pictures)
+
+            def on_pictures(done: int) -> None:
+                bar.update(task, completed=done)
+
+            fractions = judge_training.measure_shipped(pictures, on_pictures)
+        if json:
+            write_json(json, fractions)
     title = f"The judge on {pictures} held-out rendered pictures"
     console.print(fraction_table(title, fractions, judge_training.BAR))
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fresco.cli_parts import clear_errors, console, named_tasks, progress_bar
+from fresco.cli_parts import MAX_SEED, clear_errors, console, named_tasks, progress_bar
 
 Changes = Annotated[
     list[str] | None,
@@ -24,15 +24,18 @@ def run(
     prompt: Annotated[list[str] | None, typer.Option(help="May be repeated.")] = None,
     change: Changes = None,
     out: Annotated[Path, typer.Option(help="Directory of the pictures.")] = Path("fresco-run"),
-    seed: Annotated[int, typer.Option(min=0, help="Of the first picture's noise.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Of the first picture's noise.")
+    ] = 0,
     steps: Annotated[int | None, typer.Option(min=1)] = None,
     guidance: Annotated[float | None, typer.Option()] = None,
     height: Annotated[int | None, typer.Option(min=1)] = None,
     width: Annotated[int | None, typer.Option(min=1)] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Of a video.")] = None,
     dtype: Annotated[str, typer.Option(help="Of all weights: float32 or bfloat16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
 ) -> None:
-    """Make pictures by a recipe; each says in its metadata how it can be made again."""
+    """Make pictures or videos by a recipe; each says in its metadata how it can be made again."""
     with clear_errors():
         with console.status("Loading"):
             from fresco.errors import FrescoError
@@ -64,6 +67,7 @@ def run(
                     width or (base.width if base else None),
                     dtype,
                     device,
+                    frames or (base.frames if base else None),
                 )
                 requests = [
                     replace(first, prompt=each, seed=seed + i) for i, each in enumerate(prompt)

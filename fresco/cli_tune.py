@@ -11,8 +11,9 @@ import typer
 from rich import box
 from rich.table import Table
 
-from fresco.cli_parts import clear_errors, console, named_tasks, progress_bar, write_json
+from fresco.cli_parts import MAX_SEED, clear_errors, console, named_tasks, progress_bar, write_json
 from fresco.cli_validate import read_prompts
+from fresco.output import write_text
 
 if TYPE_CHECKING:
     from fresco.tuning import Found
@@ -29,11 +30,14 @@ def tune(
         "runs/tune"
     ),
     tries: Annotated[int, typer.Option(min=1, help="Candidates to measure.")] = 24,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first prompt's noise.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Of the first prompt's noise.")
+    ] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Of the plain run.")] = 50,
     guidance: Annotated[float | None, typer.Option()] = None,
     height: Annotated[int | None, typer.Option(min=1)] = None,
     width: Annotated[int | None, typer.Option(min=1)] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Of a video.")] = None,
     dtype: Annotated[str, typer.Option(help="Of all weights: float32 or bfloat16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     metric: Annotated[
@@ -63,7 +67,7 @@ def tune(
 
             goal, asked = Goal(speedup, min_judge, seconds), read_prompts(prompts)
             picture = PictureRequest(
-                model, None, "", seed, steps, guidance, height, width, dtype, device
+                model, None, "", seed, steps, guidance, height, width, dtype, device, frames
             )
             judge = find_judge(metric, picture, asked)
             check_goal(goal, judge is not None)
@@ -98,7 +102,7 @@ def write_recipe(best: Found, path: Path) -> None:
 
     text = yaml.safe_dump(dict(best.recipe), sort_keys=False, width=100, default_flow_style=None)
     head = f"# Found by `fresco tune`: {best.speedup:.2f}x at quality {best.quality:.4g}.\n"
-    path.write_text(f"{head}#   fresco validate {path.name}\n{text}", encoding="utf-8")
+    write_text(path, f"{head}#   fresco validate {path.name}\n{text}")
 
 
 def _table(front: Sequence[Found], best: Found | None, quality: str) -> Table:

@@ -9,7 +9,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from fresco.cli_parts import clear_errors, console, named_tasks, progress_bar, write_json
+from fresco.cli_parts import MAX_SEED, clear_errors, console, named_tasks, progress_bar, write_json
 
 if TYPE_CHECKING:
     from fresco.pairs import Pairs
@@ -23,11 +23,12 @@ def validate(
         typer.Option(help="reference, or a pipeline's directory; default: mechanics, FLOPs only."),
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="A text file, one prompt per line.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first pair's noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the first pair's noise.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Default: of the baseline.")] = None,
     guidance: Annotated[float | None, typer.Option()] = None,
     height: Annotated[int | None, typer.Option(min=1)] = None,
     width: Annotated[int | None, typer.Option(min=1)] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Of a video.")] = None,
     dtype: Annotated[str, typer.Option(help="Of all weights: float32 or bfloat16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     floor: Annotated[
@@ -54,7 +55,7 @@ def validate(
             from fresco.planner import plan as forecast
             from fresco.recipe import known_recipes, load_recipe
             from fresco.recipe_file import write_record
-            from fresco.reference import load
+            from fresco.specimen import make_specimen
             from fresco.validation import find_judge, mechanics_record, pictures_record, shortfalls
 
             checked, where = load_recipe(recipe), "fresco validate RECIPE"
@@ -78,11 +79,13 @@ def validate(
                     width or (base.width if base else None),
                     dtype,
                     device,
+                    frames or (base.frames if base else None),
                 )
             judge = find_judge(metric, picture, asked)
             if picture is None:
-                found = forecast(model_of(recipe), checked, steps=steps, height=height, width=width)
-                pipe = load()
+                known = model_of(recipe)
+                found = forecast(known, checked, steps=steps, height=height, width=width)
+                specimen = make_specimen(known)
             else:
                 pipe = load_pipe(picture.model, dtype, device)
         with progress_bar() as bar:
@@ -94,7 +97,7 @@ def validate(
 
             if picture is None:
                 bar.add_task("mechanics", total=None)
-                record = mechanics_record(pipe, checked, found)
+                record = mechanics_record(specimen, checked, found)
             else:
                 pairs = measure_pairs(pipe, checked, picture, asked, floor, advance, on_pair)
                 record = pictures_record(pipe, checked, picture, asked, pairs, judge)

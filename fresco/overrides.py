@@ -12,6 +12,7 @@ import yaml
 from fresco.errors import RecipeError
 from fresco.problems import unknown
 from fresco.recipe import Recipe, load_recipe
+from fresco.recipe_yaml import read_yaml
 
 _KEY = re.compile(r"\.?([A-Za-z_]\w*)|\[(\d+)\]")
 
@@ -61,7 +62,7 @@ def _read(change: str) -> tuple[list[str | int], Any]:
     names = [field.alias or name for name, field in Recipe.model_fields.items()]
     if keys[0] not in names:
         raise ValueError(unknown("key", keys[0], names))
-    return keys, yaml.safe_load(value)
+    return keys, read_yaml(value)
 
 
 def _put(content: Any, keys: list[str | int], value: Any) -> None:

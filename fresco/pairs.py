@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fresco.api import Accelerated, accelerate
 from fresco.errors import FrescoError
-from fresco.pictures import PictureRequest, call_pipe
+from fresco.pictures import PictureRequest, as_pictures, call_pipe
 from fresco.quality import psnr_db, ssim
 from fresco.recipe import Recipe
 
@@ -30,7 +30,7 @@ class ValidationError(FrescoError, RuntimeError):
 class Pairs:
     """Pictures and times of paired runs, in the order of the prompts; grows with every pair."""
 
-    plain: list[Tensor] = field(default_factory=list)  # [1, 3, h, w] each
+    plain: list[Tensor] = field(default_factory=list)  # [frames, 3, h, w] each
     fast: list[Tensor] = field(default_factory=list)
     floor: list[Tensor] = field(default_factory=list)
     plain_s: list[float] = field(default_factory=list)
@@ -49,13 +49,13 @@ class Pairs:
         for plain, fast, plain_s, fast_s in zip(
             self.plain, self.fast, self.plain_s, self.fast_s, strict=True
         ):
-            closeness = psnr_db(fast, plain).item()
+            closeness = psnr_db(fast, plain).mean().item()
             found.append(
                 {
                     "plain_s": plain_s,
                     "fast_s": fast_s,
                     "psnr_db": closeness if math.isfinite(closeness) else None,
-                    "ssim": ssim(fast, plain).item(),
+                    "ssim": ssim(fast, plain).mean().item(),
                 }
             )
         return found
@@ -104,7 +104,7 @@ def measure_pairs(
         with other_way(pipe, floor) as pairs.floor_how:
             for i, prompt in enumerate(prompts):
                 asked = replace(picture, prompt=prompt, seed=picture.seed + i)
-                pairs.floor.append(_pictures(call_pipe(pipe, asked, output_type="pt")[0]))
+                pairs.floor.append(as_pictures(call_pipe(pipe, asked, output_type="pt")[0]))
                 advance("noise floor", i + 1, total)
     return pairs
 
@@ -163,7 +163,7 @@ def failure(expected: str, got: str) -> ValidationError:
 
 def _plain(pipe: Any, _recipe: Recipe, asked: PictureRequest, pairs: Pairs) -> None:
     images, seconds = call_pipe(pipe, asked, output_type="pt")
-    pairs.plain.append(_pictures(images))
+    pairs.plain.append(as_pictures(images))
     pairs.plain_s.append(seconds)
 
 
@@ -174,9 +174,5 @@ def _fast(pipe: Any, recipe: Recipe, asked: PictureRequest, pairs: Pairs) -> Non
         images, seconds = call_pipe(pipe, asked, output_type="pt")
         check_report(fast)
         pairs.n_text_tokens = fast.report.n_text_tokens
-    pairs.fast.append(_pictures(images))
+    pairs.fast.append(as_pictures(images))
     pairs.fast_s.append(seconds)
-
-
-def _pictures(images: Tensor) -> Tensor:
-    return images.float().cpu()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
 
 from fresco.api import accelerate
 from fresco.errors import FrescoError
@@ -18,6 +20,7 @@ from fresco.reference.provenance import versions
 from fresco.timing import LoopTimer
 
 _KEY = "fresco"  # of the PNG's text
+_FRAME_MS = 62.5  # 16 frames a second
 
 
 class PictureError(FrescoError, ValueError):
@@ -39,6 +42,7 @@ class PictureRequest:
         width: Image px.
         dtype: Of all weights: float32 or bfloat16.
         device: Where it is made.
+        frames: Of a video.
     """
 
     model: str
@@ -51,6 +55,7 @@ class PictureRequest:
     width: int | None = None
     dtype: str = "float32"
     device: str = "cpu"
+    frames: int | None = None
 
 
 def load_pipe(model: str, dtype: str = "float32", device: str = "cpu") -> Any:
@@ -86,7 +91,11 @@ def load_pipe(model: str, dtype: str = "float32", device: str = "cpu") -> Any:
         return load(dtype=dtypes[dtype]).to(target)
     from diffusers import DiffusionPipeline
 
-    pipe = DiffusionPipeline.from_pretrained(model, dtype=dtypes[dtype], local_files_only=True)
+    try:
+        pipe = DiffusionPipeline.from_pretrained(model, dtype=dtypes[dtype], local_files_only=True)
+    except (OSError, ValueError, AttributeError, ImportError) as error:
+        got, fix = " ".join(str(error).split()), "Download all of its files, or name another one."
+        raise PictureError(where, "a whole pipeline of diffusers", got, fix) from error
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(target)
 
@@ -107,24 +116,37 @@ def call_pipe(
 
     Returns:
         The pictures of the call, and the seconds of its denoising loop.
+
+    Raises:
+        PictureError: If the pipeline does not take what is asked.
     """
     asked = {
         "num_inference_steps": request.steps,
         "guidance_scale": request.guidance,
         "height": request.height,
         "width": request.width,
+        "num_frames": request.frames,
     }
     given = {name: value for name, value in asked.items() if value is not None}
+    where, expected = "pipe(prompt, ...)", f"a call that {type(pipe).__name__} takes"
+    unknown = sorted(given.keys() - inspect.signature(type(pipe).__call__).parameters)
+    if unknown:
+        raise PictureError(where, expected, f"{', '.join(unknown)} in it", "Leave them out.")
     timer = LoopTimer(on_step)
     handle = pipe.transformer.register_forward_pre_hook(timer.before_forward)
     try:
-        images = pipe(
+        images = pipe(  # its first output: .images, or .frames of a video
             request.prompt,
             generator=torch.Generator().manual_seed(request.seed),
             output_type=output_type,
             callback_on_step_end=timer.on_step_end,
             **_defaults(request.model) | given,
-        ).images
+        )[0]
+    except FrescoError:
+        raise
+    except ValueError as error:  # how pipelines refuse sizes and the like
+        got, fix = " ".join(str(error).split()), "Correct the options, or the recipe's baseline."
+        raise PictureError(where, expected, got, fix) from error
     finally:
         handle.remove()
     return images, timer.loop_s
@@ -138,7 +160,7 @@ def make_picture(
     Args:
         pipe: Pipeline of `request.model`.
         request: What to make, and how.
-        path: PNG file to write.
+        path: PNG file to write; of a video, all of its frames: an animated PNG.
         on_step: Called with the number of every solver step that has ended.
 
     Returns:
@@ -151,7 +173,11 @@ def make_picture(
             images, seconds = call_pipe(pipe, request, on_step)
     text = PngInfo()
     text.add_text(_KEY, json.dumps({"request": asdict(request), "versions": versions()}))
-    images[0].save(path, pnginfo=text)
+    frames = images[0] if isinstance(images[0], list) else [images[0]]
+    more = {"save_all": True, "append_images": frames[1:], "duration": _FRAME_MS}
+    partial = path.with_name(f".{path.name}")
+    frames[0].save(partial, format="PNG", pnginfo=text, **(more if len(frames) > 1 else {}))
+    partial.replace(path)
     return seconds
 
 
@@ -171,11 +197,26 @@ def read_request(path: Path) -> PictureRequest:
     try:
         with Image.open(path) as picture:
             text = json.loads(picture.info[_KEY])
-        names = [field.name for field in fields(PictureRequest)]
+        names = {field.name for field in fields(PictureRequest)} & text["request"].keys()
         return PictureRequest(**{name: text["request"][name] for name in names})
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         got = f"{type(error).__name__}: {error}"
         raise PictureError(where, "a picture with its request", got, fix) from error
+
+
+def as_pictures(images: Tensor) -> Tensor:
+    """Take a call's output [b, 3, h, w] or [b, f, 3, h, w] as pictures, float32 on the CPU."""
+    return (images.flatten(0, 1) if images.ndim == 5 else images).float().cpu()
+
+
+def per_picture(prompts: Sequence[str], pictures: Tensor) -> list[str]:
+    """Repeat each prompt for the frames of its video.
+
+    Example:
+        >>> per_picture(["a", "b"], torch.zeros(4, 3, 1, 1))
+        ['a', 'a', 'b', 'b']
+    """
+    return [prompt for prompt in prompts for _ in range(len(pictures) // len(prompts))]
 
 
 def _defaults(model: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from fresco.errors import ScheduleError
 from fresco.ports import find_adapter
 from fresco.recipe import Recipe, load_recipe
 from fresco.schedule import Plan, PlanRequest, make_plan
-from fresco.sketch import Sketch, SketchError, known_models, sketch_model
+from fresco.sketch import Sketch, SketchError, known_models, model_config, model_like, sketch_model
 
 _WHERE = "plan(pipe_or_config, recipe)"
 
@@ -104,12 +104,12 @@ def plan(
 
     Args:
         pipe_or_config: A pipeline, the name of a known model (`fresco.sketch.known_models()`), or
-            a transformer's config, whose other settings are FLUX.1-dev's.
+            a transformer's config, whose other settings are those of a known model of its class.
         recipe: Name of a shipped recipe, path of a YAML file, its content, or a `Recipe`.
         height: Image px; default: the recipe's baseline, then the model's own.
         width: The same.
         steps: Requested steps; default: the same.
-        frames: Of a video; default: the model's own.
+        frames: Of a video; default: the same.
         text_tokens: Of every call; default: the model's own.
         device: Name or profile of a device, for an estimate of the time.
         on_count: Called with progress, (done, total).
@@ -142,6 +142,7 @@ def plan(
     for own in (base, run):
         height = height or (own.height if own else None)
         width = width or (own.width if own else None)
+        frames = frames or (own.frames if own else None)
     n_steps = steps if steps is not None else checked.baseline_steps or (run.steps if run else 0)
     n_text = text_tokens if text_tokens is not None else _text_tokens(pipe)
     rows, columns = adapter.grid(pipe, height, width)
@@ -150,8 +151,7 @@ def plan(
         fix = "Pass height, width, text_tokens and steps."
         raise ScheduleError(_WHERE, "at least 1 x 1 tokens, 1 text token and 1 step", got, fix)
     shift = functools.partial(adapter.shift, pipe.scheduler, n_steps=n_steps)
-    asked = frames or (run.frames if run else 1)
-    n_latent = (asked - 1) // getattr(pipe, "vae_scale_factor_temporal", 1) + 1
+    n_latent = ((frames or 1) - 1) // getattr(pipe, "vae_scale_factor_temporal", 1) + 1
     request = PlanRequest(n_steps, rows, columns, shift, frames=n_latent)
     made = make_plan(checked, request)
     return _forecast(pipe.transformer, made, n_text, profile, on_count)
@@ -160,19 +160,26 @@ def plan(
 def model_of(recipe_name: str) -> str:
     """Read the model out of a recipe's name, `<model>_<intent>`.
 
+    Args:
+        recipe_name: Name or path; `<model>` is a known model, or what one stands for.
+
+    Returns:
+        The known model.
+
     Raises:
         SketchError: If it starts with no known model.
 
     Example:
-        >>> model_of("flux1-dev_balanced")
-        'flux1-dev'
+        >>> model_of("flux1-dev_balanced"), model_of("sd35_fast")
+        ('flux1-dev', 'sd35-large')
     """
+    named = Path(recipe_name).stem.partition("_")[0]
     known = known_models()
-    model = Path(recipe_name).stem.partition("_")[0]
-    if model not in known:
+    stand_ins = {model_config(name).stands_for or name: name for name in known}
+    if named not in known and named not in stand_ins:
         expected, fix = f"a model ({', '.join(known)})", "Name one with --model."
         raise SketchError("fresco plan RECIPE", expected, f"none in {recipe_name!r}", fix)
-    return model
+    return named if named in known else stand_ins[named]
 
 
 def _resolve(pipe_or_config: Any) -> Any:
@@ -180,9 +187,9 @@ def _resolve(pipe_or_config: Any) -> Any:
     if isinstance(pipe_or_config, str) and not pipe_or_config.endswith(".json"):
         return sketch_model(pipe_or_config)
     if isinstance(pipe_or_config, str | Path):
-        return sketch_model("flux1-dev", Path(pipe_or_config))
-    if isinstance(pipe_or_config, Mapping):
-        return sketch_model("flux1-dev", pipe_or_config)
+        pipe_or_config = Path(pipe_or_config)
+    if isinstance(pipe_or_config, Path | Mapping):
+        return sketch_model(model_like(pipe_or_config), pipe_or_config)
     if getattr(pipe_or_config, "transformer", None) is None:
         expected, got = "a pipeline with a transformer, or a config", type(pipe_or_config).__name__
         raise SketchError(_WHERE, expected, got, "Pass a model's name, such as 'flux1-dev'.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 from fresco.errors import RecipeError
 from fresco.ports import ENTRY_POINT_GROUP
 from fresco.problems import place, unknown
+from fresco.recipe_yaml import read_yaml
 from fresco.record import NoiseFloorConfig, RecordConfig
 from fresco.requires import RequiresConfig, requirement_problems
 from fresco.stages import (
@@ -46,6 +47,7 @@ class BaselineConfig(Config):
     steps: int = Field(ge=1, description="steps of the plain run")
     height: int | None = Field(None, ge=1, description="image px")
     width: int | None = Field(None, ge=1, description="image px")
+    frames: int | None = Field(None, ge=1, description="of a video")
     guidance: float | None = Field(None, description="guidance_scale of the plain run")
 
 
@@ -149,16 +151,20 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
         return _raise_problems("recipe", source)
     if isinstance(source, Mapping):
         return _validate("recipe", source)
-    path = Path(source)
+    if not isinstance(source, str | Path):
+        expected = "the name of a recipe, a path, its content or a Recipe"
+        raise RecipeError("recipe", [f"expected {expected}, got {type(source).__name__} @ $"])
+    path = Path(source).expanduser()
     if isinstance(source, str) and path.suffix not in {".yaml", ".yml"} and path.name == source:
         known = known_recipes()
         if source not in known:
             raise RecipeError(repr(source), [unknown("recipe", source, known) + " @ $"])
         path = known[source]
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(str(source), [f"cannot be read: {error} @ $"]) from error
+        content = read_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise RecipeError(str(source), [f"cannot be read: {reason} @ $"]) from error
     return _validate(str(source) if path.name == source else path.name, content)
 
 
@@ -213,9 +219,19 @@ def _validate(where: str, content: object) -> Recipe:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
         problems = [_describe(dict(problem)) for problem in error.errors()]
-        stack = content.get("stack") if isinstance(content, Mapping) else None
-        raise RecipeError(where, problems + technique_problems(stack)) from None
+        wrong = {problem["loc"][0] for problem in error.errors() if problem["loc"]}
+        more = _problems_of_parts(content, wrong) if isinstance(content, Mapping) else ()
+        raise RecipeError(where, [*problems, *more]) from None
     return _raise_problems(where, recipe)
+
+
+def _problems_of_parts(content: Mapping[str, Any], wrong: Collection[object]) -> Iterator[str]:
+    """Report the problems between fields of those parts that parse by themselves."""
+    fine = {key: value for key, value in content.items() if key in _PARTS and key not in wrong}
+    parts = Recipe.model_validate({"schema": 1, "model": "any", **fine})
+    yield from stage_problems(parts.stages, may_grow=parts.rival is not None)
+    yield from technique_problems(content.get("stack"))
+    yield from requirement_problems(parts.requires)
 
 
 def _raise_problems(where: str, recipe: Recipe) -> Recipe:
@@ -228,6 +244,7 @@ def _raise_problems(where: str, recipe: Recipe) -> Recipe:
     return recipe
 
 
+_PARTS = ("stages", "requires", "rival")
 _KEYS: Mapping[str, type[Config]] = {
     "stages": StageConfig,
     "lift": LiftConfig,

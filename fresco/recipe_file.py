@@ -8,8 +8,9 @@ from pathlib import Path
 import yaml
 
 from fresco.errors import RecipeError
-from fresco.output import OutputError
+from fresco.output import write_text
 from fresco.recipe import Recipe, load_recipe
+from fresco.recipe_yaml import read_yaml
 from fresco.record import RecordConfig
 
 _VALIDATED = re.compile(r"^validated:.*\Z", re.MULTILINE | re.DOTALL)
@@ -46,11 +47,6 @@ def write_record(path: Path, record: RecordConfig) -> Recipe:
         {"validated": entries}, sort_keys=False, width=100, default_flow_style=None
     )
     changed = f"{body.rstrip()}\n{added}"
-    load_recipe(yaml.safe_load(changed))  # before anything is written
-    try:
-        path.write_text(changed, encoding="utf-8")
-    except OSError as error:
-        where, fix = "write_record(path, record)", "Copy the recipe and validate the copy."
-        got = f"{path.name!r} ({error.strerror})"
-        raise OutputError(where, "a recipe's file to write to", got, fix) from error
+    load_recipe(read_yaml(changed))  # before anything is written
+    write_text(path, changed)
     return load_recipe(path)

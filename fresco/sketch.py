@@ -40,14 +40,27 @@ class RunConfig(Config):
     frames: int = Field(1, ge=1, description="of a video")
 
 
+class TinyConfig(Config):
+    """A pipeline of the model's class that is small enough to run anywhere."""
+
+    pipeline: str = Field(min_length=1, description="class of diffusers")
+    transformer_class: str = Field("", description="that of the model itself")
+    transformer: Mapping[str, Any] = Field(description="config of a small one")
+    call: Mapping[str, Any] = Field(
+        description="arguments; a list is the shape of noise, {ones: shape} and {each: shape} too"
+    )
+
+
 class ModelConfig(Config):
     """A published configuration, as its JSON file says it."""
 
     source: str = Field(min_length=1)
+    stands_for: str | None = Field(None, description="recipes <stands_for>_<intent> are its own")
     transformer: Mapping[str, Any]
     scheduler: Mapping[str, Any]
     pipeline: PipelineConfig
     run: RunConfig
+    tiny: TinyConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -75,8 +88,8 @@ def known_models() -> Mapping[str, Path | None]:
     """List the models that can be planned without weights: file by name, None for `reference`.
 
     Example:
-        >>> list(known_models())
-        ['flux1-dev', 'flux1-schnell', 'hunyuan-video', 'qwen-image', 'wan21-14b', 'reference']
+        >>> "flux1-dev" in known_models(), known_models()["reference"]
+        (True, None)
     """
     folder = Path(str(importlib.resources.files("fresco.adapters"))) / "configs"
     return {path.stem: path for path in sorted(folder.glob("*.json"))} | {"reference": None}
@@ -99,12 +112,7 @@ def sketch_model(name: str, transformer: Path | Mapping[str, Any] | None = None)
         >>> sketch_model("flux1-schnell").run.steps
         4
     """
-    known = known_models()
-    if name not in known:
-        got, fix = unknown("model", name, known), "Name one of them, or pass a config.json."
-        raise SketchError(f"sketch_model({name!r})", "a known model", got, fix)
-    path = known[name]
-    config = _reference_config() if path is None else _parse(path.name, _read(path))
+    config = model_config(name)
     own: Mapping[str, Any] = config.transformer
     if transformer is not None:
         own = _read(transformer) if isinstance(transformer, Path) else transformer
@@ -116,6 +124,75 @@ def sketch_model(name: str, transformer: Path | Mapping[str, Any] | None = None)
         vae_scale_factor_temporal=config.pipeline.vae_scale_factor_temporal,
         run=config.run,
     )
+
+
+def model_config(name: str) -> ModelConfig:
+    """Read a known model's configuration.
+
+    Args:
+        name: One of `known_models()`.
+
+    Returns:
+        What its file says.
+
+    Raises:
+        SketchError: If the model is unknown.
+
+    Example:
+        >>> model_config("wan21-14b").stands_for
+        'wan21'
+    """
+    known = known_models()
+    if name not in known:
+        got, fix = unknown("model", name, known), "Name one of them, or pass a config.json."
+        raise SketchError(f"sketch_model({name!r})", "a known model", got, fix)
+    path = known[name]
+    return _reference_config() if path is None else _parse(path.name, _read(path))
+
+
+def model_like(transformer: Path | Mapping[str, Any]) -> str:
+    """Find a known model of a transformer's class, for its scheduler, sizes and text tokens.
+
+    Args:
+        transformer: Config, or path of a `transformer/config.json`.
+
+    Returns:
+        The first of `known_models()` with that class.
+
+    Raises:
+        SketchError: If the config cannot be read, or no known model has its class.
+
+    Example:
+        >>> model_like({"_class_name": "WanTransformer3DModel"})
+        'wan21-14b'
+    """
+    own = _read(transformer) if isinstance(transformer, Path) else transformer
+    classes: dict[str, str] = {}
+    for model in known_models():
+        classes.setdefault(model_config(model).transformer["_class_name"], model)
+    name = str(own.get("_class_name"))
+    if name not in classes:
+        got, fix = unknown("model class", name, classes), "Pass the config.json of its transformer."
+        raise SketchError("sketch_model(transformer)", "a class with an adapter", got, fix)
+    return classes[name]
+
+
+def tiny_model(name: str) -> tuple[TinyConfig | None, Any]:
+    """Read what stands in for a known model where its weights are not, and its scheduler.
+
+    Args:
+        name: One of `known_models()`.
+
+    Returns:
+        The small pipeline's config, or None, and the model's scheduler.
+
+    Raises:
+        SketchError: If the model is unknown.
+    """
+    config = model_config(name)
+    scheduler = _diffusers_class(config.scheduler).from_config(dict(config.scheduler))
+    named = {"transformer_class": config.transformer["_class_name"]}
+    return config.tiny and config.tiny.model_copy(update=named), scheduler
 
 
 def _build_transformer(config: Mapping[str, Any]) -> Any:

@@ -17,7 +17,8 @@ from torch import Tensor
 from fresco.api import accelerate
 from fresco.candidates import candidates
 from fresco.errors import FrescoError, FrescoWarning
-from fresco.pictures import PictureRequest, call_pipe
+from fresco.output import write_text
+from fresco.pictures import PictureRequest, as_pictures, call_pipe, per_picture
 from fresco.planner import plan as forecast_of
 from fresco.quality import psnr_db
 from fresco.recipe import load_recipe
@@ -105,7 +106,7 @@ def open_study(folder: Path, picture: PictureRequest, prompts: Sequence[str]) ->
     if file.exists() and json.loads(file.read_text(encoding="utf-8")) != study:
         fix = "Name another --folder, or delete this one."
         raise TuningError("fresco tune --folder", "this search's folder", "another's", fix)
-    file.write_text(json.dumps(study, indent=2) + "\n", encoding="utf-8")
+    write_text(file, json.dumps(study, indent=2) + "\n")
 
 
 def sample_plain(
@@ -122,7 +123,9 @@ def sample_plain(
         call_pipe(pipe, asked, output_type="latent")
         n_text = fast.report.n_text_tokens
     found = Plain(images, seconds, n_text)
-    torch.save(vars(found), file)
+    partial = file.with_suffix(".partial")
+    torch.save(vars(found), partial)
+    partial.replace(file)
     return found
 
 
@@ -145,6 +148,8 @@ def pick_candidates(
     baseline: dict[str, Any] = {"steps": picture.steps, "height": h, "width": w}
     if picture.guidance is not None:
         baseline["guidance"] = picture.guidance
+    if picture.frames is not None:
+        baseline["frames"] = picture.frames
     known = {
         json.dumps(each): each for each in candidates(type(pipe.transformer).__name__, baseline)
     }
@@ -188,14 +193,14 @@ def measure(
             warnings.simplefilter("ignore", FrescoWarning)
             images, seconds = _sample(pipe, picture, prompts, lambda at: advance(key, *at))
     except FrescoError as error:
-        file.write_text(json.dumps({"recipe": content, "refused": str(error)}) + "\n")
+        write_text(file, json.dumps({"recipe": content, "refused": str(error)}) + "\n")
         return None
     if judge is None:
         quality = min(psnr_db(images, plain.images).mean().item(), 1000.0)  # equal: infinite
     else:
-        quality = judge.score(images, prompts)
+        quality = judge.score(images, per_picture(prompts, images))
     found = Found(content, plain.seconds / seconds, seconds, quality)
-    file.write_text(json.dumps(asdict(found), indent=2) + "\n", encoding="utf-8")
+    write_text(file, json.dumps(asdict(found), indent=2) + "\n")
     return found
 
 
@@ -231,7 +236,7 @@ def _sample(
     for i, prompt in enumerate(prompts):
         asked = replace(picture, prompt=prompt, seed=picture.seed + i)
         made, loop_s = call_pipe(pipe, asked, output_type="pt")
-        images.append(made.float().cpu())
+        images.append(as_pictures(made))
         seconds += loop_s / len(prompts)
         advance((i + 1, len(prompts)))
     return torch.cat(images), seconds

@@ -7,7 +7,7 @@ import hashlib
 import importlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,16 +15,16 @@ from torch import Tensor
 
 from fresco.api import accelerate
 from fresco.pairs import Pairs, ValidationError, check_report, failure
-from fresco.pictures import PictureRequest, call_pipe
+from fresco.pictures import PictureRequest, per_picture
 from fresco.planner import Forecast
 from fresco.planner import plan as forecast_of
 from fresco.quality import psnr_db, ssim
 from fresco.recipe import ExpectsConfig, Recipe
 from fresco.record import NoiseFloorConfig, RecordConfig
 from fresco.reference.provenance import processor, versions
+from fresco.specimen import Specimen
 from fresco.statistics import bootstrap_interval
 
-_MECHANICS_PX = 128
 _JUDGED_PX = 256  # the reference judge reads squares of a multiple of this
 
 
@@ -41,37 +41,32 @@ class Judge:
     score: Callable[[Tensor, Sequence[str]], float]
 
 
-def check_mechanics(pipe: Any, recipe: Recipe) -> None:
+def check_mechanics(specimen: Specimen, recipe: Recipe) -> None:
     """Run a recipe once at a small size and see that it does what its plan says, and comes off.
 
     Args:
-        pipe: The reference pipeline, on the CPU.
-        recipe: Any recipe for its class.
+        specimen: Pipeline of the recipe's class.
+        recipe: Any recipe for it.
 
     Raises:
         ValidationError: If tokens or calls differ from the plan, a value is not finite, or the
             pipeline is another one afterwards.
     """
-    small = PictureRequest(
-        "reference", None, "a red ring", 0, 1, None, _MECHANICS_PX, _MECHANICS_PX
-    )
-    before, _ = call_pipe(pipe, small, output_type="latent")
-    with accelerate(pipe, recipe) as fast:
-        steps = recipe.baseline_steps or 2
-        latents, _ = call_pipe(pipe, replace(small, steps=steps), output_type="latent")
+    before = specimen.draw(1)
+    with accelerate(specimen.pipe, recipe) as fast:
+        latents = specimen.draw(recipe.baseline_steps or 2)
         check_report(fast)
-    after, _ = call_pipe(pipe, small, output_type="latent")
     if not latents.isfinite().all():
         raise failure("finite latents", "others")
-    if not torch.equal(before, after):
+    if not torch.equal(before, specimen.draw(1)):
         raise failure("a pipeline that is bit-identical once restored", "another picture")
 
 
-def mechanics_record(pipe: Any, recipe: Recipe, forecast: Forecast) -> RecordConfig:
+def mechanics_record(specimen: Specimen, recipe: Recipe, forecast: Forecast) -> RecordConfig:
     """Validate a recipe for a model whose weights are not here.
 
     Args:
-        pipe: The reference pipeline, of the same class.
+        specimen: Pipeline of the same class.
         recipe: The recipe.
         forecast: On the recipe's own model.
 
@@ -81,13 +76,13 @@ def mechanics_record(pipe: Any, recipe: Recipe, forecast: Forecast) -> RecordCon
     Raises:
         ValidationError: If the recipe does not do what its plan says.
     """
-    check_mechanics(pipe, recipe)
+    check_mechanics(specimen, recipe)
     return RecordConfig(
         date=_today(),
         covers=("mechanics", "FLOPs"),
-        model="reference",
+        model=specimen.name,
         versions=versions(),
-        hardware=_hardware(pipe),
+        hardware=_hardware(specimen.pipe),
         steps=forecast.plan.n_requested,
         flops_speedup=_rounded(forecast.flops_speedup),
     )
@@ -121,6 +116,7 @@ def pictures_record(
         height=picture.height or fast.shape[-2],
         width=picture.width or fast.shape[-1],
         steps=picture.steps,
+        frames=picture.frames,
         text_tokens=pairs.n_text_tokens,
     )
     floor = None
@@ -141,6 +137,7 @@ def pictures_record(
         hardware=_hardware(pipe),
         steps=found.plan.n_requested,
         flops_speedup=_rounded(found.flops_speedup),
+        weights=_weights(pipe, picture),
         prompts=len(prompts),
         prompts_sha256=hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
         seed=picture.seed,
@@ -153,7 +150,8 @@ def pictures_record(
     )
     if judge is None:
         return record
-    ours, base = (_rounded(judge.score(images, prompts)) for images in (fast, plain))
+    shown = per_picture(prompts, plain)
+    ours, base = (_rounded(judge.score(images, shown)) for images in (fast, plain))
     judged = {"judge": ours, "judge_baseline": base, "judge_by": judge.name}
     return record.model_copy(update=judged)
 
@@ -214,6 +212,13 @@ def shortfalls(expects: ExpectsConfig, record: RecordConfig) -> list[str]:
         for name, bound in bounds.items()
         if found[name] is not None and found[name] < bound
     ]
+
+
+def _weights(pipe: Any, picture: PictureRequest) -> str | None:
+    """Name the weights of the reference model, which is trained further from time to time."""
+    from fresco.reference.bench import weights_digest
+
+    return weights_digest(pipe)[:16] if picture.model == "reference" else None
 
 
 def _mean(values: Tensor) -> float:

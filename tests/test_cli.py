@@ -1,14 +1,17 @@
+import json
 import re
 import subprocess
 import sys
 
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner
 
 import fresco.cli
 import fresco.cli_parts
 import fresco.reference
+from fresco.output import OutputError, write_text
 from fresco.quality import psnr_db
 from fresco.recipe import known_recipes
 from fresco.reference.dataset import make_example
@@ -41,6 +44,45 @@ def test_help_is_there(command):
     result = run(*command, "--help")
     assert result.exit_code == 0
     assert "Usage" in result.output
+
+
+def test_every_command_that_prints_a_table_writes_it_as_json_too():
+    without = []
+
+    def visit(command, name):
+        options = {option for each in command.params for option in each.opts}
+        commands = getattr(command, "commands", {})
+        if not commands and "--json" not in options:
+            without.append(name)
+        for key, each in commands.items():
+            visit(each, f"{name} {key}".strip())
+
+    visit(typer.main.get_command(fresco.cli.app), "")
+    # pictures, weights and a schema: no tables
+    assert sorted(without) == ["recipes schema", "reference train", "run"]
+
+
+def test_json_that_cannot_be_written_exits_with_2():
+    for command in (("recipes",), ("recipes", "list"), ("recipes", "check", "identity")):
+        result = run(*command, "--json", f"{sys.executable}/file.json")
+        assert result.exit_code == 2
+        assert "a directory to write to" in result.output
+
+
+def test_a_file_is_written_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    write_text(file, "before")
+
+    def interrupted(self, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pathlib.Path.replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_text(file, "after")
+    assert file.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [file]
+    with pytest.raises(OutputError, match="a file to write to"):
+        write_text(tmp_path / "none" / "file", "text")
 
 
 def test_the_command_line_imports_nothing_heavy():
@@ -84,26 +126,32 @@ def test_a_package_without_weights_says_so(tmp_path, monkeypatch):
 def test_demo_and_evaluate_print_their_tables(tmp_path, monkeypatch):
     monkeypatch.setattr(fresco.reference, "PIPELINE", assemble_untrained(tmp_path))
     out = tmp_path / "out"
-    result = run("demo", "--prompt", "a red ring", "--steps", "2", "--out", str(out), "--seed", "4")
+    file = tmp_path / "new" / "report.json"
+    asked = ("--steps", "2", "--out", str(out), "--seed", "4", "--json", str(file))
+    result = run("demo", "--prompt", "a red ring", *asked)
     assert result.exit_code == 0
     for row in ("full", "accelerated", "fewer steps"):
         assert row in result.output
     assert {path.name for path in out.iterdir()} == {"comparison.png", "report.json"}
-    arguments = ("--prompts", "2", "--steps", "1", "--dtype", "bfloat16")
+    assert json.loads(file.read_text()) == json.loads((out / "report.json").read_text())
+    arguments = ("--prompts", "2", "--steps", "1", "--dtype", "bfloat16", "--json", str(file))
     result = run("reference", "evaluate", *arguments)
+    assert "place" in json.loads(file.read_text())["fractions"]
     assert result.exit_code == 0
     assert "2 held-out captions, 1 steps, guidance 2.5, bfloat16" in " ".join(result.output.split())
     for name in ("place", "shape", "scene"):
         assert name in result.output
 
 
-def test_judge_prints_what_it_reads_right():
-    result = run("reference", "judge", "--pictures", "8")
+def test_judge_prints_what_it_reads_right(tmp_path):
+    file = tmp_path / "judge.json"
+    result = run("reference", "judge", "--pictures", "8", "--json", str(file))
     assert result.exit_code == 0
     assert "background_kind" in result.output
+    assert "background_kind" in json.loads(file.read_text())
 
 
-def test_evaluate_says_how_another_number_of_steps_differs(monkeypatch):
+def test_evaluate_says_how_another_number_of_steps_differs(monkeypatch, tmp_path):
     rendered = torch.stack([torch.from_numpy(make_example(13, i)[1]) for i in range(4)]) / 255
     steps = []
 
@@ -114,7 +162,9 @@ def test_evaluate_says_how_another_number_of_steps_differs(monkeypatch):
 
     monkeypatch.setattr("fresco.reference.load", lambda *_: object())
     monkeypatch.setattr("fresco.reference.evaluate.sample_pictures", sampled)
-    result = run("reference", "evaluate", "--prompts", "4", "--steps", "2", "--against", "1")
+    file = tmp_path / "evaluate.json"
+    asked = ("--prompts", "4", "--steps", "2", "--against", "1", "--json", str(file))
+    result = run("reference", "evaluate", *asked)
     assert result.exit_code == 0
     assert steps == [2, 1]
     assert "2 steps minus 1" in result.output
@@ -123,6 +173,7 @@ def test_evaluate_says_how_another_number_of_steps_differs(monkeypatch):
     )
     decibels = psnr_db(rendered, rendered / 2).mean().item()
     assert f"PSNR between the two: {decibels:.1f} dB" in result.output
+    assert json.loads(file.read_text())["psnr_db"] == pytest.approx(decibels)
 
 
 @pytest.mark.parametrize("steps", ["50", "0"])

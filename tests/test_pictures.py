@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import json
 
+import diffusers
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageSequence
+from PIL.PngImagePlugin import PngInfo
 
 import fresco
 import fresco.reference
 from fresco.errors import RecipeError
 from fresco.overrides import override
-from fresco.pictures import PictureError, read_request
+from fresco.pairs import measure_pairs
+from fresco.pictures import (
+    PictureError,
+    PictureRequest,
+    call_pipe,
+    load_pipe,
+    make_picture,
+    read_request,
+)
 from fresco.recipe import load_recipe
+from fresco.specimen import make_specimen
+from fresco.validation import Judge, pictures_record
 from tests.reference_parts import assemble_untrained
 from tests.test_cli import run
 
@@ -143,3 +156,77 @@ def test_pictures_of_others_do_not_say(tmp_path):
     Image.new("RGB", (8, 8)).save(path)
     with pytest.raises(PictureError, match="KeyError: 'fresco'"):
         read_request(path)
+
+
+def make_video_pipe():
+    """A tiny Wan pipeline with a VAE, whose text encoder is replaced by fixed embeddings."""
+    pipe = make_specimen("wan21-14b").pipe
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKLWan(
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
+    )
+    pipe.register_modules(vae=vae.eval())
+    pipe.encode_prompt = lambda **_: (torch.ones(1, 5, 32), torch.zeros(1, 5, 32))
+    return pipe
+
+
+def test_a_video_is_an_animated_png_that_can_be_made_again(tmp_path):
+    pipe, file = make_video_pipe(), tmp_path / "video.png"
+    recipe = load_recipe("wan21_fast").model_dump(mode="json", by_alias=True, exclude_unset=True)
+    request = PictureRequest("wan", recipe, "a", 3, 50, 2.0, 128, 128, frames=5)
+    taken = []
+    make_picture(pipe, request, file, taken.append)
+    assert len(taken) == sum(stage["steps"] for stage in recipe["stages"])
+    assert read_request(file) == request
+    make_picture(pipe, read_request(file), tmp_path / "again.png")
+    frames = []
+    for name in ("video.png", "again.png"):
+        with Image.open(tmp_path / name) as video:
+            assert video.n_frames == 5
+            frames.append(
+                [np.asarray(each.convert("RGB")) for each in ImageSequence.Iterator(video)]
+            )
+    assert np.array_equal(*frames)
+    assert (frames[0][0] != frames[0][4]).any()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again.png", "video.png"]
+
+
+def test_a_recipe_for_videos_is_validated_frame_by_frame():
+    picture = PictureRequest("wan", None, "", 3, 4, 2.0, 64, 64, frames=5)
+    pipe, recipe = make_video_pipe(), load_recipe("wan21_balanced")
+    pairs = measure_pairs(pipe, recipe, picture, ["a", "b"], floor="none")
+    assert [each.shape for each in pairs.plain] == [(5, 3, 64, 64)] * 2
+    assert len(pairs.figures()) == 2
+    asked = []
+    judge = Judge("one", lambda images, prompts: asked.append((len(images), prompts)) or 0.5)
+    record = pictures_record(pipe, recipe, picture, ["a", "b"], pairs, judge)
+    assert asked == [(10, ["a"] * 5 + ["b"] * 5)] * 2
+    expected = fresco.plan(pipe, recipe, height=64, width=64, steps=4, frames=5, text_tokens=5)
+    assert record.flops_speedup == pytest.approx(expected.flops_speedup, rel=1e-3)
+    assert record.weights is None
+
+
+def test_pictures_of_before_there_were_videos_are_read(tmp_path):
+    old = {"model": "reference", "recipe": None, "prompt": "a red ring", "seed": 1, "steps": 4}
+    text = PngInfo()
+    text.add_text("fresco", json.dumps({"request": old, "versions": {}}))
+    Image.new("RGB", (8, 8)).save(tmp_path / "old.png", pnginfo=text)
+    assert read_request(tmp_path / "old.png") == PictureRequest(**old)
+
+
+def test_what_a_pipeline_does_not_take_is_a_clear_error(tmp_path):
+    pipe = make_specimen("sd35-large").pipe
+    pipe.encode_prompt = lambda **_: pytest.fail("called")
+    with pytest.raises(PictureError, match="StableDiffusion3Pipeline takes, got num_frames in it"):
+        call_pipe(pipe, PictureRequest("x", None, "a", frames=5))
+    with pytest.raises(PictureError, match=r"takes, got .*divisible by 16"):
+        call_pipe(pipe, PictureRequest("x", None, "a", height=50, width=64))
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    with pytest.raises(PictureError, match="a whole pipeline of diffusers"):
+        load_pipe(str(tmp_path))

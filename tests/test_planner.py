@@ -11,13 +11,13 @@ from PIL import Image
 
 import fresco
 import fresco.reference
-from fresco.cost import pass_bytes
+from fresco.cost import pass_bytes, weight_bytes
 from fresco.devices import Device, DeviceError, load_device
 from fresco.errors import FrescoError, RecipeError, ScheduleError
 from fresco.memory import peak_bytes
 from fresco.planner import model_of
 from fresco.recipe import load_recipe
-from fresco.sketch import SketchError, known_models, sketch_model
+from fresco.sketch import SketchError, known_models, model_config, sketch_model
 from tests.conftest import FRESCO_5, draw_latents, traces
 from tests.test_cli import run
 
@@ -149,6 +149,43 @@ def test_every_known_model_says_where_it_is_from():
             or "in diffusers v" in json.loads(path.read_text())["source"]
         )
         assert sketch_model(path.stem).run.steps
+
+
+@pytest.mark.parametrize(
+    ("model", "billions"),
+    [
+        ("aura-flow", 6.8),
+        ("chroma", 8.9),
+        ("cogview4-6b", 6),
+        ("flux1-schnell", 12),
+        ("flux2-dev", 32),
+        ("hunyuan-video", 13),
+        ("lumina2", 2.6),
+        ("qwen-image", 20),
+        ("sd35-large", 8.1),
+        ("sd35-medium", 2.5),
+        ("wan21-14b", 14),
+        ("z-image-turbo", 6),
+    ],
+)
+def test_a_configuration_has_as_many_weights_as_its_authors_say(model, billions):
+    found = weight_bytes(sketch_model(model).transformer) / 2e9
+    assert found == pytest.approx(billions, rel=0.07)
+
+
+def test_no_two_models_stand_for_one_name():
+    configs = {name: model_config(name) for name in known_models()}
+    names = [config.stands_for or name for name, config in configs.items()]
+    assert len(set(names)) == len(names)
+    assert {model_of(f"{name}_fast") for name in names} == configs.keys()
+
+
+def test_a_config_s_other_settings_are_those_of_a_known_model_of_its_class():
+    content = model_config("sd35-medium").transformer
+    found = fresco.plan(content, "identity", steps=4, height=256, width=256)
+    expected = fresco.plan("sd35-medium", "identity", steps=4, height=256, width=256)
+    assert found == expected
+    assert found.plan.sigmas[1] == pytest.approx(0.9)  # shift 3, where FLUX.1-dev's depends
 
 
 def test_a_config_file_stands_for_the_model_s_transformer(tmp_path):

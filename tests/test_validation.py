@@ -17,6 +17,7 @@ from fresco.pictures import PictureRequest
 from fresco.recipe import ExpectsConfig, load_recipe
 from fresco.recipe_file import write_record
 from fresco.record import RecordConfig
+from fresco.specimen import make_specimen
 from fresco.validation import check_mechanics, find_judge, pictures_record, shortfalls
 from tests.conftest import traces
 from tests.reference_parts import assemble_untrained
@@ -185,13 +186,15 @@ def test_another_precision_leaves_the_weights_to_the_bit(folder):
 def test_a_run_that_differs_from_its_plan_fails(pipe, monkeypatch):
     with fresco.accelerate(pipe, COARSE) as fast, pytest.raises(ValidationError, match="steps of"):
         check_report(fast)  # nothing has run yet
-    restore = fresco.api.Accelerated.restore
-    monkeypatch.setattr(
-        "fresco.api.Accelerated.restore",
-        lambda self: [restore(self), pipe.transformer.proj_out.weight.data.mul_(1.1)],
-    )
+    specimen, restore = make_specimen("reference"), fresco.api.Accelerated.restore
+
+    def leave_a_trace(self):
+        restore(self)
+        specimen.pipe.transformer.proj_out.weight.data.mul_(1.1)
+
+    monkeypatch.setattr("fresco.api.Accelerated.restore", leave_a_trace)
     with pytest.raises(ValidationError, match="bit-identical once restored"):
-        check_mechanics(pipe, load_recipe(COARSE))
+        check_mechanics(specimen, load_recipe(COARSE))
 
 
 RECORD = {

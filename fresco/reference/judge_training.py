@@ -201,11 +201,15 @@ def save_judge(judge: Judge, seconds: float) -> None:
     WEIGHTS.with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def measure_shipped(n: int) -> dict[str, float]:
+def measure_shipped(
+    n: int, on_pictures: Callable[[int], None] = lambda _: None
+) -> dict[str, float]:
     """What the shipped judge reads right on `n` held-out rendered pictures."""
     scenes, pictures = draw_examples(HELD_OUT_SEED, n)
-    parts = pictures.split(64)  # bytes to floats a part at a time
-    read = [scene for part in parts for scene in load_judge().read(part.float() / 255)]
+    read: list[Scene] = []
+    for part in pictures.split(64):  # bytes to floats a part at a time
+        read += load_judge().read(part.float() / 255)
+        on_pictures(len(read))
     return measure_readings(read, scenes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,11 @@ class Overhead:
 
 
 def measure_overhead(
-    pipe: FluxPipeline, recipe: Recipe, prompt: str, runs: int = 3
+    pipe: FluxPipeline,
+    recipe: Recipe,
+    prompt: str,
+    runs: int = 3,
+    on_run: Callable[[int], None] = lambda _: None,
 ) -> list[Overhead]:
     """Time the transformer's forward inside the steps of an accelerated run.
 
@@ -49,6 +54,7 @@ def measure_overhead(
         recipe: With stages; its last one is on the full grid.
         prompt: A caption.
         runs: Measured runs, after one that warms up.
+        on_run: Called with the number of runs done, that one included.
 
     Returns:
         One row per stage.
@@ -75,6 +81,7 @@ def measure_overhead(
                     bare.setdefault(step.stage, []).append(inside_s)
                     beyond.setdefault(step.stage, []).append(step.seconds - inside_s)
                     n_tokens[step.stage] = step.tokens
+                on_run(run + 1)
     finally:
         undo()
     full_s = median(bare[max(bare)])

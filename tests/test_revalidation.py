@@ -1,0 +1,52 @@
+"""What ships is validated again in CI, and the command that writes all records works."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import typer
+
+from fresco.recipe import known_recipes, load_recipe
+from fresco.reference.dataset import held_out_captions
+from tests import write_records
+from tests.test_cli import run
+
+
+def test_a_reference_recipe_still_meets_what_it_expects(tmp_path):
+    """One caption: that it runs as planned, its FLOPs and its speed here; nothing of quality."""
+    name = "reference_5x"
+    recipe, prompts, file = (tmp_path / each for each in (f"{name}.yaml", "prompts", "record"))
+    shutil.copy(known_recipes()[name], recipe)
+    prompts.write_text(held_out_captions(1)[0].text)
+    asked = ("--model", "reference", "--prompts", str(prompts), "--floor", "none", "--no-write")
+    result = run("validate", str(recipe), *asked, "--json", str(file))
+    assert result.exit_code == 0, result.output
+    found, bounds = json.loads(file.read_text()), load_recipe(name).expects
+    assert found["speedup"] >= bounds.speedup > 1
+    assert found["flops_speedup"] >= bounds.flops_speedup > 1
+
+
+def test_records_are_written_for_all_recipes_of_a_kind(tmp_path, monkeypatch):
+    asked = {}
+
+    def validate(recipe, **more):
+        asked[recipe] = (more.get("model"), more["prompts"].read_text() if more else None)
+        if recipe.endswith("_5x.yaml") or recipe == "sd35_fast":
+            raise typer.Exit(1)
+
+    monkeypatch.setattr(write_records, "validate", validate)
+    with pytest.raises(typer.Exit):
+        write_records.reference(prompts=2, into=tmp_path / "copies")
+    names = [name for name in known_recipes() if name.startswith("reference_")]
+    assert list(asked) == [str(tmp_path / "copies" / f"{name}.yaml") for name in names]
+    captions = "\n".join(caption.text for caption in held_out_captions(2)) + "\n"
+    assert set(asked.values()) == {("reference", captions)}
+    asked.clear()
+    with pytest.raises(typer.Exit):
+        write_records.mechanics()
+    assert {"sd35_fast", "sd35_quality", "flux1-dev_fast"} <= asked.keys()
+    assert not {"identity", "rival_ralu", "reference_5x"} & asked.keys()
+    assert set(asked.values()) == {(None, None)}
+    write_records.mechanics(only=["sd35_quality"])
