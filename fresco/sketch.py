@@ -25,6 +25,7 @@ class SketchError(FrescoError, ValueError):
 class PipelineConfig(Config):
     """What a pipeline knows of sizes."""
 
+    class_name: str | None = Field(None, description="class of diffusers")
     default_sample_size: int = Field(ge=1, description="latent px")
     vae_scale_factor: int = Field(ge=1, description="image px per latent px")
     vae_scale_factor_temporal: int = Field(1, ge=1, description="frames per latent frame")
@@ -82,6 +83,32 @@ def known_models() -> Mapping[str, Path | None]:
     return {path.stem: path for path in sorted(folder.glob("*.json"))} | {"reference": None}
 
 
+def load_model_config(source: str | Path) -> ModelConfig:
+    """Read a published configuration.
+
+    Args:
+        source: One of `known_models()`, or the path of a JSON file of the same form.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        SketchError: If the model is unknown, or the file has problems.
+
+    Example:
+        >>> load_model_config("hunyuan-video").run.frames
+        129
+    """
+    known = known_models()
+    if isinstance(source, Path):
+        return _parse(source.name, _read(source))
+    if source not in known:
+        got, fix = unknown("model", source, known), "Name one of them, or pass a config.json."
+        raise SketchError(f"load_model_config({source!r})", "a known model", got, fix)
+    path = known[source]
+    return _reference_config() if path is None else _parse(path.name, _read(path))
+
+
 def sketch_model(name: str, transformer: Path | Mapping[str, Any] | None = None) -> Sketch:
     """Make the sketch of a known model.
 
@@ -99,12 +126,7 @@ def sketch_model(name: str, transformer: Path | Mapping[str, Any] | None = None)
         >>> sketch_model("flux1-schnell").run.steps
         4
     """
-    known = known_models()
-    if name not in known:
-        got, fix = unknown("model", name, known), "Name one of them, or pass a config.json."
-        raise SketchError(f"sketch_model({name!r})", "a known model", got, fix)
-    path = known[name]
-    config = _reference_config() if path is None else _parse(path.name, _read(path))
+    config = load_model_config(name)
     own: Mapping[str, Any] = config.transformer
     if transformer is not None:
         own = _read(transformer) if isinstance(transformer, Path) else transformer
