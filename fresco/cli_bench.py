@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich import box
@@ -12,7 +13,14 @@ from rich.table import Table
 
 from fresco.cli_parts import clear_errors, console, named_tasks, progress_bar, with_interval
 
-Suite = Literal["headline", "gpu"]
+
+class Suite(StrEnum):
+    """What is measured."""
+
+    headline = "headline"
+    gpu = "gpu"
+
+
 HEADLINE, GPU = "Suite headline", "Suite gpu"
 
 
@@ -52,7 +60,7 @@ def bench(
     """Measure a whole table in one run: `headline` on the reference model, `gpu` on a GPU."""
     file = json or Path("runs/bench") / f"{suite}.json"
     with clear_errors():
-        if suite == "headline":
+        if suite is Suite.headline:
             _headline(file, prompts, png, folder, batch, dtype, lora)
         else:
             _gpu(file, config, mode, device, runs, steps)

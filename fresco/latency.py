@@ -7,6 +7,7 @@ that has one is marked.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -74,17 +75,17 @@ def run_latency(asked: Latency, advance: Advance = lambda *_: None) -> dict[str,
     """
     configs = _check(asked)
     device = torch.device(asked.device)
+    found: dict[str, Any] = {}
     report = provenance(
-        "fresco bench --suite gpu", runs=asked.runs, device=_device(device), models=(found := {})
+        "fresco bench --suite gpu", runs=asked.runs, device=_device(device), models=found
     )
     for name, config in configs.items():
         bench = Bench(config, recipes_for(name), device, asked.runs, asked.steps)
-        found[name] = bench.facts() | {"modes": (modes := {})}
+        modes: dict[str, Any] = {}
+        found[name] = bench.facts() | {"modes": modes}
         for mode in asked.modes:
-            modes[mode] = bench.measure(
-                MODES[mode],
-                lambda row, done, at=f"{name}, {mode}": advance(f"{at}: {row}", done, asked.runs),
-            )
+            on_runs = functools.partial(_report, advance, f"{name}, {mode}", asked.runs)
+            modes[mode] = bench.measure(MODES[mode], on_runs)
             found[name]["overhead"] = bench.overhead
             asked.json.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
         del bench  # its weights are freed before the next model's are made
@@ -101,6 +102,10 @@ def recipes_for(model: str) -> dict[str, Recipe]:
     own = [name for name in known_recipes() if name.startswith(f"{model}_")]
     names = own or [name for name in known_recipes() if name.startswith(f"{BORROWED}_")]
     return {name: load_recipe(name) for name in names}
+
+
+def _report(advance: Advance, where: str, runs: int, row: str, done: int) -> None:
+    advance(f"{where}: {row}", done, runs)
 
 
 def _check(asked: Latency) -> dict[str, ModelConfig]:

@@ -58,7 +58,7 @@ class Bench:
             "source": self.config.source,
             "height": run.height,
             "width": run.width,
-            "frames": self.config.run.frames,
+            "frames": run.frames,
             "steps": self.steps,
             "text_tokens": run.text_tokens,
             "parameters": n_weights,
@@ -75,14 +75,14 @@ class Bench:
             on_runs: Called with a row's name and how many of its runs are done.
         """
         stack = [dict(entry) for entry in mode]
-        plain = {"schema": 1, "model": "any", "stack": stack}
-        one = {"schema": 1, "model": "any", "baseline": {"steps": self.steps},
-               "stages": [{"cell": 1, "steps": self.steps}]}  # fmt: skip
-        ways = {PLAIN: plain if stack else None} | ({} if stack else {ATTACHED: one})
-        ways |= {
-            name: _content(recipe) | {"model": "any", "stack": [*recipe.stack, *stack]}
-            for name, recipe in self.recipes.items()
-        }
+        plain = {"schema": 1, "model": "any", "stack": stack} if stack else None
+        ways: dict[str, Mapping[str, Any] | None] = {PLAIN: plain}
+        if not stack:
+            stages = [{"cell": 1, "steps": self.steps}]
+            baseline = {"steps": self.steps}
+            ways[ATTACHED] = {"schema": 1, "model": "any", "baseline": baseline, "stages": stages}
+        for name, recipe in self.recipes.items():
+            ways[name] = _content(recipe) | {"model": "any", "stack": [*recipe.stack, *stack]}
         rows: dict[str, _Row] = {name: _Row() for name in ways}
         alternating = not stack  # attaching weights or graphs anew for every run takes too long
         for _ in range(self.runs if alternating else 1):
@@ -95,7 +95,7 @@ class Bench:
         if not stack:
             self.eager_s = rows[PLAIN].loop_s
             self.overhead = self._overhead(rows.pop(ATTACHED))
-        step_s = {} if rows[PLAIN].refused else self._step_s(plain if stack else None, rows)
+        step_s = {} if rows[PLAIN].refused else self._step_s(plain, rows)
         return {
             "step_s": {str(n): seconds for n, seconds in step_s.items()},
             "rows": [self._figures(n, row, rows[PLAIN], step_s) for n, row in rows.items()],
@@ -109,13 +109,13 @@ class Bench:
                 row.loop_s += [self._loop_s(self.steps) for _ in range(n)]
             if handle and handle.plan:
                 row.tokens = [step.n_tokens for step in handle.plan.steps]
-                row.flops_speedup = handle.cost().flops_speedup
+                row.flops_speedup = handle.cost(self.config.run.text_tokens).flops_speedup
 
     def _loop_s(self, steps: int) -> float:
         """Seconds of one denoising loop."""
         timer, run = LoopTimer(lambda _: None), self.config.run
         hook = self.pipe.transformer.register_forward_pre_hook(timer.before_forward)
-        sizes = {"height": run.height, "width": run.width, "num_frames": self.config.run.frames}
+        sizes = {"height": run.height, "width": run.width, "num_frames": run.frames}
         takes = inspect.signature(type(self.pipe).__call__).parameters
         given = self._embeddings() | {k: v for k, v in sizes.items() if k in takes}
         try:
@@ -167,7 +167,7 @@ class Bench:
         run = self.config.run
         rows, columns = self.adapter.grid(self.pipe, run.height, run.width)
         factor = self.config.pipeline.vae_scale_factor_temporal
-        return rows * columns * ((self.config.run.frames - 1) // factor + 1)
+        return rows * columns * ((run.frames - 1) // factor + 1)
 
     def _overhead(self, attached: _Row) -> dict[str, Any]:
         """What the middleware adds to a full step: paired runs with and without."""
@@ -225,7 +225,9 @@ def build_pipe(config: ModelConfig, device: torch.device, dtype: torch.dtype) ->
     """
     import diffusers
 
-    of_diffusers = lambda c: getattr(diffusers, c["_class_name"])  # noqa: E731
+    def of_diffusers(content: Mapping[str, Any]) -> Any:
+        return getattr(diffusers, content["_class_name"])
+
     kept = {key: value for key, value in config.transformer.items() if key != "_class_name"}
     with _default_dtype(dtype), device:
         transformer = of_diffusers(config.transformer).from_config(kept).eval()

@@ -62,8 +62,8 @@ class Distillation:
         self.student.add_adapter(
             LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS, init_lora_weights=True)
         )
-        named = [(n, p) for n, p in self.student.named_parameters() if p.requires_grad]
-        self.names, self.computed = [n for n, _ in named], [p for _, p in named]
+        named = {n: p for n, p in self.student.named_parameters() if p.requires_grad}
+        self.names, self.computed = list(named), list(named.values())
         self.master = [torch.nn.Parameter(p.detach().float()) for p in self.computed]
         self.average = [p.detach().clone() for p in self.master]
         self.optimizer = torch.optim.AdamW(self.master, lr=RATE, betas=(0.9, 0.99), weight_decay=0)
@@ -104,7 +104,7 @@ class Distillation:
 
     @torch.no_grad()
     def _copy_weights(self) -> None:
-        torch._foreach_copy_(self.computed, self.master)
+        torch._foreach_copy_([*self.computed], [*self.master])
 
     def write_lora(self, out: Path) -> Path:
         """Write the averaged LoRA as diffusers and peft read it, in float16; returns the file."""
@@ -131,7 +131,7 @@ class Distillation:
 
     @torch.no_grad()
     def _load(self, state: dict[str, Any]) -> None:
-        torch._foreach_copy_(self.master, state["master"])
+        torch._foreach_copy_([*self.master], state["master"])
         self.average = state["average"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.elapsed_s = state["step"], state["elapsed_s"]

@@ -95,7 +95,8 @@ def run_headline(
     pipe = load(dtype=DTYPES[asked.dtype]) if pipe is None else pipe
     captions = held_out_captions(asked.n_prompts, CAPTION_SEED)
     suite = _Suite(asked, pipe, captions, advance, lora)
-    report = _head(asked, lora) | {"rows": (rows := [])}
+    rows: list[dict[str, Any]] = []
+    report = _head(asked, lora) | {"rows": rows}
     for way in _ways(suite, missing):
         rows.append(way if isinstance(way, dict) else suite.row(way))
         asked.json.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
@@ -127,7 +128,8 @@ class _Suite:
     def sample(self, way: Way, n: int | None = None) -> Measured:
         """A row's pictures, of the first `n` captions."""
         prompts = [caption.text for caption in self.captions[:n]]
-        has_lora = way.recipe is not None and "lora" in json.dumps(way.recipe)
+        stack = [] if way.recipe is None else way.recipe.get("stack", [])
+        has_lora = any(entry["kind"] == "lora" for entry in stack)
         folder = self.folder if has_lora else self.asked.folder  # a row is kept by its LoRA
         return measure(
             self.pipe, way, prompts, self.asked.how, folder,

@@ -56,8 +56,9 @@ class Segments:
 
     def pick(self, index: Tensor) -> Segments:
         """Return some segments, by their numbers."""
-        tensors = (self.start, self.end, self.start_sigma, self.end_sigma)
-        return Segments(*(t[index] for t in tensors), [self.captions[i] for i in index.tolist()])
+        captions = [self.captions[i] for i in index.tolist()]
+        sigmas = self.start_sigma[index], self.end_sigma[index]
+        return Segments(self.start[index], self.end[index], *sigmas, captions)
 
 
 def draw_shard(pipe: FluxPipeline, seed: int, index: int) -> dict[str, Segments]:
@@ -196,11 +197,15 @@ def _segments(
     states: Sequence[Tensor], sigmas: Any, start: int, end: int, captions: list[str]
 ) -> Segments:
     """Trajectories between two of their steps."""
-    levels = (torch.full((len(captions),), sigmas[step]) for step in (start, end))
-    return Segments(states[start].half(), states[end].half(), *levels, captions)
+    high, low = (torch.full((len(captions),), sigmas[step]) for step in (start, end))
+    return Segments(states[start].half(), states[end].half(), high, low, captions)
 
 
 def _join(parts: Sequence[Segments]) -> Segments:
-    names = ("start", "end", "start_sigma", "end_sigma")
-    tensors = (torch.cat([getattr(part, name) for part in parts]) for name in names)
-    return Segments(*tensors, [caption for part in parts for caption in part.captions])
+    return Segments(
+        torch.cat([part.start for part in parts]),
+        torch.cat([part.end for part in parts]),
+        torch.cat([part.start_sigma for part in parts]),
+        torch.cat([part.end_sigma for part in parts]),
+        [caption for part in parts for caption in part.captions],
+    )
