@@ -11,6 +11,7 @@ import typer
 from rich import box
 from rich.table import Table
 
+from fresco.cli_bench import bench
 from fresco.cli_doctor import doctor
 from fresco.cli_parts import (
     MAX_SEED,
@@ -19,6 +20,7 @@ from fresco.cli_parts import (
     console,
     named_tasks,
     progress_bar,
+    with_interval,
     write_json,
 )
 from fresco.cli_plan import plan
@@ -38,6 +40,7 @@ app.command()(run)
 app.command()(doctor)
 app.command()(validate)
 app.command()(tune)
+app.command()(bench)
 
 Out = Annotated[Path, typer.Option("--out", help="Directory of comparison.png and report.json.")]
 Captions = Annotated[int, typer.Option("--prompts", help="Held-out captions.")]
@@ -266,20 +269,12 @@ def _print_study(report: Mapping[str, Any]) -> None:
                 row,
                 f"{found['speedup']:.2f}x",
                 f"{found['flops_speedup']:.2f}x",
-                _figure(found, "psnr_db", ".1f"),
-                _figure(found, "ssim", ".3f"),
-                _figure(found, "judge", ".1%"),
-                _figure(to_first, "judge_difference", "+.1%"),
-                _figure(found, "scene", ".1%"),
-                _figure(found, "hf", ".2f"),
-                _figure(found, "frechet", ".2f"),
+                with_interval(found, "psnr_db", ".1f"),
+                with_interval(found, "ssim", ".3f"),
+                with_interval(found, "judge", ".1%"),
+                with_interval(to_first, "judge_difference", "+.1%"),
+                with_interval(found, "scene", ".1%"),
+                with_interval(found, "hf", ".2f"),
+                with_interval(found, "frechet", ".2f"),
             )
         console.print(table)
-
-
-def _figure(found: Mapping[str, Any], name: str, form: str) -> str:
-    """A figure with its interval; nothing where there is none."""
-    if found.get(name) is None:
-        return ""
-    low, high = found[f"{name}_interval"]
-    return f"{found[name]:{form}} \\[{low:{form}}, {high:{form}}]"

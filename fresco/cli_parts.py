@@ -77,3 +77,11 @@ def fraction_table(title: str, fractions: Mapping[str, float], bar: Mapping[str,
         verdict = "" if wanted is None else "[green]yes[/]" if fraction >= wanted else "[red]no[/]"
         table.add_row(name, f"{fraction:.2%}", "" if wanted is None else f"{wanted:.0%}", verdict)
     return table
+
+
+def with_interval(found: Mapping[str, Any], name: str, form: str) -> str:
+    """A figure with its interval; nothing where there is none."""
+    if found.get(name) is None:
+        return ""
+    low, high = found[f"{name}_interval"]
+    return f"{found[name]:{form}} \\[{low:{form}}, {high:{form}}]"

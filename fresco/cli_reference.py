@@ -74,6 +74,41 @@ def train(
 
 
 @reference.command()
+def distill(
+    folder: Annotated[Path, typer.Option(help="The run's folder; a run in it goes on.")] = Path(
+        "runs/distill"
+    ),
+    hours: Annotated[
+        float, typer.Option(min=0.0001, help="Time in all: the teacher's pictures, training.")
+    ] = 0.6,
+    device: Annotated[
+        str | None, typer.Option(help="Where to train; default: a GPU if there is one.")
+    ] = None,
+    teacher: Annotated[Path | None, typer.Option(help="Another pipeline directory.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Series of captions and noise.")] = 31,
+) -> None:
+    """Distil many steps into few, as a LoRA; an interrupted run goes on where it stopped."""
+    with clear_errors():
+        with console.status("Loading"):
+            import torch
+
+            from fresco.reference.distill_run import distill as run
+
+        with progress_bar() as bar:
+            task = bar.add_task("trajectories", total=round(hours * 3600))
+            spent = {"trajectories_s": 0.0, "elapsed_s": 0.0}
+
+            def log(figures: Mapping[str, float]) -> None:
+                text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+                spent.update({name: figures[name] for name in spent if name in figures})
+                bar.update(task, completed=round(sum(spent.values())), description=text)
+
+            where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            out = run(folder, hours, log, torch.device(where), teacher, seed)
+    console.print(f"Wrote {out}.", soft_wrap=True)
+
+
+@reference.command()
 def evaluate(
     prompts: Annotated[int, typer.Option(min=1, help="Held-out captions.")] = 256,
     steps: Annotated[int, typer.Option(min=1, help="Solver steps.")] = 50,

@@ -16,7 +16,14 @@ from fresco.errors import ScheduleError
 from fresco.ports import find_adapter
 from fresco.recipe import Recipe, load_recipe
 from fresco.schedule import Plan, PlanRequest, make_plan
-from fresco.sketch import Sketch, SketchError, known_models, model_config, model_like, sketch_model
+from fresco.sketch import (
+    Sketch,
+    SketchError,
+    known_models,
+    load_model_config,
+    model_like,
+    sketch_model,
+)
 
 _WHERE = "plan(pipe_or_config, recipe)"
 
@@ -175,7 +182,7 @@ def model_of(recipe_name: str) -> str:
     """
     named = Path(recipe_name).stem.partition("_")[0]
     known = known_models()
-    stand_ins = {model_config(name).stands_for or name: name for name in known}
+    stand_ins = {load_model_config(name).stands_for or name: name for name in known}
     if named not in known and named not in stand_ins:
         expected, fix = f"a model ({', '.join(known)})", "Name one with --model."
         raise SketchError("fresco plan RECIPE", expected, f"none in {recipe_name!r}", fix)

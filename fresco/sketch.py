@@ -25,6 +25,7 @@ class SketchError(FrescoError, ValueError):
 class PipelineConfig(Config):
     """What a pipeline knows of sizes."""
 
+    class_name: str | None = Field(None, description="class of diffusers")
     default_sample_size: int = Field(ge=1, description="latent px")
     vae_scale_factor: int = Field(ge=1, description="image px per latent px")
     vae_scale_factor_temporal: int = Field(1, ge=1, description="frames per latent frame")
@@ -43,8 +44,8 @@ class RunConfig(Config):
 class TinyConfig(Config):
     """A pipeline of the model's class that is small enough to run anywhere."""
 
-    pipeline: str = Field(min_length=1, description="class of diffusers")
-    transformer_class: str = Field("", description="that of the model itself")
+    pipeline: str = Field("", description="class of diffusers; that of the model itself")
+    transformer_class: str = Field("", description="the same of its transformer")
     transformer: Mapping[str, Any] = Field(description="config of a small one")
     call: Mapping[str, Any] = Field(
         description="arguments; a list is the shape of noise, {ones: shape} and {each: shape} too"
@@ -95,6 +96,32 @@ def known_models() -> Mapping[str, Path | None]:
     return {path.stem: path for path in sorted(folder.glob("*.json"))} | {"reference": None}
 
 
+def load_model_config(source: str | Path) -> ModelConfig:
+    """Read a published configuration.
+
+    Args:
+        source: One of `known_models()`, or the path of a JSON file of the same form.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        SketchError: If the model is unknown, or the file has problems.
+
+    Example:
+        >>> load_model_config("wan21-14b").stands_for
+        'wan21'
+    """
+    known = known_models()
+    if isinstance(source, Path):
+        return _parse(source.name, _read(source))
+    if source not in known:
+        got, fix = unknown("model", source, known), "Name one of them, or pass a config.json."
+        raise SketchError(f"load_model_config({source!r})", "a known model", got, fix)
+    path = known[source]
+    return _reference_config() if path is None else _parse(path.name, _read(path))
+
+
 def sketch_model(name: str, transformer: Path | Mapping[str, Any] | None = None) -> Sketch:
     """Make the sketch of a known model.
 
@@ -112,7 +139,7 @@ def sketch_model(name: str, transformer: Path | Mapping[str, Any] | None = None)
         >>> sketch_model("flux1-schnell").run.steps
         4
     """
-    config = model_config(name)
+    config = load_model_config(name)
     own: Mapping[str, Any] = config.transformer
     if transformer is not None:
         own = _read(transformer) if isinstance(transformer, Path) else transformer
@@ -124,30 +151,6 @@ def sketch_model(name: str, transformer: Path | Mapping[str, Any] | None = None)
         vae_scale_factor_temporal=config.pipeline.vae_scale_factor_temporal,
         run=config.run,
     )
-
-
-def model_config(name: str) -> ModelConfig:
-    """Read a known model's configuration.
-
-    Args:
-        name: One of `known_models()`.
-
-    Returns:
-        What its file says.
-
-    Raises:
-        SketchError: If the model is unknown.
-
-    Example:
-        >>> model_config("wan21-14b").stands_for
-        'wan21'
-    """
-    known = known_models()
-    if name not in known:
-        got, fix = unknown("model", name, known), "Name one of them, or pass a config.json."
-        raise SketchError(f"sketch_model({name!r})", "a known model", got, fix)
-    path = known[name]
-    return _reference_config() if path is None else _parse(path.name, _read(path))
 
 
 def model_like(transformer: Path | Mapping[str, Any]) -> str:
@@ -169,7 +172,7 @@ def model_like(transformer: Path | Mapping[str, Any]) -> str:
     own = _read(transformer) if isinstance(transformer, Path) else transformer
     classes: dict[str, str] = {}
     for model in known_models():
-        classes.setdefault(model_config(model).transformer["_class_name"], model)
+        classes.setdefault(load_model_config(model).transformer["_class_name"], model)
     name = str(own.get("_class_name"))
     if name not in classes:
         got, fix = unknown("model class", name, classes), "Pass the config.json of its transformer."
@@ -189,9 +192,12 @@ def tiny_model(name: str) -> tuple[TinyConfig | None, Any]:
     Raises:
         SketchError: If the model is unknown.
     """
-    config = model_config(name)
+    config = load_model_config(name)
     scheduler = _diffusers_class(config.scheduler).from_config(dict(config.scheduler))
-    named = {"transformer_class": config.transformer["_class_name"]}
+    named = {
+        "pipeline": config.pipeline.class_name,
+        "transformer_class": config.transformer["_class_name"],
+    }
     return config.tiny and config.tiny.model_copy(update=named), scheduler
 
 

@@ -17,7 +17,7 @@ from fresco.errors import FrescoError, RecipeError, ScheduleError
 from fresco.memory import peak_bytes
 from fresco.planner import model_of
 from fresco.recipe import load_recipe
-from fresco.sketch import SketchError, known_models, model_config, sketch_model
+from fresco.sketch import SketchError, known_models, load_model_config, sketch_model
 from tests.conftest import FRESCO_5, draw_latents, traces
 from tests.test_cli import run
 
@@ -174,14 +174,14 @@ def test_a_configuration_has_as_many_weights_as_its_authors_say(model, billions)
 
 
 def test_no_two_models_stand_for_one_name():
-    configs = {name: model_config(name) for name in known_models()}
+    configs = {name: load_model_config(name) for name in known_models()}
     names = [config.stands_for or name for name, config in configs.items()]
     assert len(set(names)) == len(names)
     assert {model_of(f"{name}_fast") for name in names} == configs.keys()
 
 
 def test_a_config_s_other_settings_are_those_of_a_known_model_of_its_class():
-    content = model_config("sd35-medium").transformer
+    content = load_model_config("sd35-medium").transformer
     found = fresco.plan(content, "identity", steps=4, height=256, width=256)
     expected = fresco.plan("sd35-medium", "identity", steps=4, height=256, width=256)
     assert found == expected

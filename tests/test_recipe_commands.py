@@ -14,7 +14,7 @@ from fresco.errors import RecipeError
 from fresco.planner import model_of
 from fresco.recipe import Recipe, known_recipes, load_recipe, recipe_schema
 from fresco.reference.bench import weights_digest
-from fresco.sketch import model_config
+from fresco.sketch import load_model_config
 from fresco.specimen import make_specimen
 from fresco.techniques import techniques
 from fresco.validation import check_mechanics, shortfalls
@@ -94,7 +94,7 @@ def test_every_model_has_recipes_at_three_intents():
 @pytest.mark.parametrize("name", BY_MODEL)
 def test_records_of_models_without_weights_meet_their_bounds_and_claim_no_quality(name):
     recipe = load_recipe(name)
-    assert recipe.model == model_config(model_of(name)).transformer["_class_name"]
+    assert recipe.model == load_model_config(model_of(name)).transformer["_class_name"]
     assert recipe.expects.model_dump(exclude_none=True).keys() == {"flops_speedup"}
     (record,) = recipe.validated
     assert record.covers == ("mechanics", "FLOPs")

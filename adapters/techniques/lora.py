@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.resources
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,6 +21,7 @@ from fresco.techniques import (
 
 from .blocks import first_weight, moved, places
 
+_PACKAGE = "package:"
 _OWN = ("peft_config", "_hf_peft_config_loaded", "lora_scale", "_safe_fusing")
 
 
@@ -29,7 +32,9 @@ class LoraConfig(TechniqueConfig):
     kind: Literal["lora"] = "lora"
     phase: ClassVar[Phase] = "weights"
     touches: ClassVar[str] = "linear layers"
-    source: str | None = Field(None, min_length=1, description="path or hub id")
+    source: str | None = Field(
+        None, min_length=1, description="path, hub id, or package:NAME/file of an installed package"
+    )
     weight_name: str | None = Field(None, description="file of the source")
     state_dict: Mapping[str, Any] | None = Field(None, repr=False, description="in its place")
     strength: float = Field(1.0, description="factor of the difference that it makes")
@@ -113,7 +118,7 @@ class _Loaded(AbstractAttachment):
         from peft.tuners.lora import LoraLayer
 
         name = "fresco"
-        given = dict(config.state_dict) if config.state_dict is not None else config.source
+        given = _locate(config.source) if config.source else dict(config.state_dict or {})
         named = {"weight_name": config.weight_name} if config.weight_name else {}
         state = self._pipe.lora_state_dict(given, return_alphas=True, **named)
         weights, alphas = state[:2] if isinstance(state, tuple) else (state, None)
@@ -146,3 +151,23 @@ class _Loaded(AbstractAttachment):
             )
         self._transformer.fuse_lora(adapter_names=[name])
         self._transformer.unload_lora()
+
+
+def _locate(source: str) -> str:
+    """Path of a package's file; what names no package stays as it is."""
+    if not source.startswith(_PACKAGE):
+        return source
+    package, _, name = source.removeprefix(_PACKAGE).partition("/")
+    try:
+        path = Path(str(importlib.resources.files(package))) / name
+    except ModuleNotFoundError:
+        path = None
+    if not name or path is None or not path.is_file():
+        raise AttachError(
+            "lora.attach(pipe)",
+            "a file of an installed package, as package:NAME/file",
+            f"{source!r}, which is none",
+            "Correct the source, or make the file: of the reference model's LoRA, "
+            "`fresco reference distill`, and copy its folder `lora` into the package's weights.",
+        )
+    return str(path)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
 PIPELINE = Path(__file__).parent / "weights" / "pipeline"
+LORA = Path(__file__).parent / "weights" / "lora"
 MAX_TOKENS = 40  # `max_sequence_length` that the model was trained with
 DEFAULT_SAMPLE_SIZE = 64  # latent pixels: 256 px
 GUIDANCE_SCALE = 2.5  # of what the model was distilled for, 1 to 4
@@ -56,3 +57,25 @@ def load(folder: Path | str | None = None, dtype: torch.dtype | None = None) -> 
     pipe.default_sample_size = DEFAULT_SAMPLE_SIZE
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def lora_path() -> Path:
+    """Find the few-step LoRA that ships with the package.
+
+    Its provenance lies beside it.
+
+    Returns:
+        The file, for `pipe.load_lora_weights` or a recipe's `{kind: lora, source: ...}`.
+
+    Raises:
+        WeightsError: If it is not there.
+    """
+    path = LORA / "pytorch_lora_weights.safetensors"
+    if not path.is_file():
+        raise WeightsError(
+            "lora_path()",
+            f"the few-step LoRA {path.name}",
+            "none in the package",
+            "Run `fresco reference distill` and copy its `lora` to fresco/reference/weights/.",
+        )
+    return path

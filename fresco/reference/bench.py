@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -71,12 +72,14 @@ class Measured:
         loop_s: Seconds of the denoising loop, those of a batch divided by its pictures.
         full_steps: FLOPs, in steps on the full grid.
         n_steps: Solver steps that were taken.
+        call_s: Seconds of the whole call, text encoders and decoder included.
     """
 
     images: Tensor
     loop_s: tuple[float, ...]
     full_steps: tuple[float, ...]
     n_steps: int
+    call_s: tuple[float, ...] = ()
 
 
 def weights_digest(pipe: FluxPipeline) -> str:
@@ -152,10 +155,12 @@ def measure(
             _sample(pipe, prompts[: how.batch], how, 0, _warm_up_steps(way))
         for start in range(done, len(prompts), how.batch):
             part = prompts[start : start + how.batch]
-            images, loop_s = _sample(pipe, part, how, start, way.steps)
-            per_picture = (loop_s / len(part),) * len(part)
-            full_steps = (_full_steps(handle, way),) * len(part)
-            row = _append(row, Measured(images, per_picture, full_steps, pipe.num_timesteps))
+            images, *seconds = _sample(pipe, part, how, start, way.steps)
+            n = len(part)
+            loop_s, call_s = ((each / n,) * n for each in seconds)
+            full_steps = (_full_steps(handle, way),) * n
+            made = Measured(images, loop_s, full_steps, pipe.num_timesteps, call_s)
+            row = _append(row, made)
             _save(row, path)
             on_pictures(start + len(part))
     assert row is not None
@@ -171,9 +176,10 @@ def _warm_up_steps(way: Way) -> int:
 
 def _sample(
     pipe: FluxPipeline, prompts: Sequence[str], how: How, start: int, steps: int
-) -> tuple[Tensor, float]:
-    """Pictures number `start` and on, uint8 [b, 3, h, w], and seconds of their loop."""
+) -> tuple[Tensor, float, float]:
+    """Pictures number `start` and on, uint8 [b, 3, h, w], seconds of their loop and call."""
     timer = LoopTimer(lambda _: None)
+    start_s = time.perf_counter()
     seeds = range(how.seed + start, how.seed + start + len(prompts))
     hook = pipe.transformer.register_forward_pre_hook(timer.before_forward)
     try:
@@ -188,7 +194,9 @@ def _sample(
         ).images
     finally:
         hook.remove()
-    return (images.float().cpu().clamp(0, 1) * 255).round().byte(), timer.loop_s
+    images = images.float().cpu()
+    call_s = time.perf_counter() - start_s
+    return (images.clamp(0, 1) * 255).round().byte(), timer.loop_s, call_s
 
 
 def _full_steps(handle: Accelerated | None, way: Way) -> float:
@@ -206,6 +214,7 @@ def _append(row: Measured | None, part: Measured) -> Measured:
         row.loop_s + part.loop_s,
         row.full_steps + part.full_steps,
         part.n_steps,
+        row.call_s + part.call_s,
     )
 
 
@@ -215,4 +224,6 @@ def _save(row: Measured, path: Path) -> None:
 
 
 def _load(path: Path) -> Measured | None:
-    return Measured(**torch.load(path, weights_only=True)) if path.exists() else None
+    """A row that is there; one that lacks a figure of today is sampled again."""
+    kept = torch.load(path, weights_only=True) if path.exists() else {}
+    return Measured(**kept) if "call_s" in kept else None

@@ -1,0 +1,140 @@
+"""One whole distillation: the teacher's trajectories, then a LoRA with its provenance."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fresco.errors import FrescoError
+from fresco.output import make_directory
+from fresco.reference import load, parallel, trajectories
+from fresco.reference.bench import weights_digest
+from fresco.reference.distill import RANK, Distillation, train_lora
+from fresco.reference.provenance import provenance
+from fresco.reference.train import Log, write_log
+from fresco.reference.trajectories import write_shards
+
+if TYPE_CHECKING:
+    from diffusers import FluxPipeline
+
+TEACHER_SHARE = 0.4  # of the time budget
+SEED = 31  # series of captions and noise
+METHOD = "piecewise rectified flow (PeRFlow, arXiv 2405.07510) on the teacher's trajectories"
+MAX_BYTES = 4 * 2**20
+
+
+class DistillError(FrescoError, ValueError):
+    """A distillation that cannot be made as it is asked for."""
+
+
+def distill(
+    folder: Path,
+    hours: float,
+    log: Log,
+    device: torch.device,
+    teacher: Path | None = None,
+    seed: int = SEED,
+) -> Path:
+    """Draw the teacher's trajectories, train a LoRA on them, and write it with its provenance.
+
+    An interrupted distillation goes on where it stopped. `folder` gets `log.jsonl`, shards of
+    trajectories, checkpoints and `lora`, which is written anew at every checkpoint.
+
+    Args:
+        folder: The run's folder; it is made if need be.
+        hours: Time in all, earlier calls included; a share of it goes to the trajectories.
+        log: Called with figures; they are written to `log.jsonl` too.
+        device: Where to train.
+        teacher: A FluxPipeline directory; default: the one that ships.
+        seed: Series of captions and noise.
+
+    Returns:
+        The LoRA's directory.
+
+    Raises:
+        DistillError: If peft is not installed, or the folder has another teacher's trajectories.
+        OutputError: If the folder cannot be written to.
+        WeightsError: If there is no teacher.
+    """
+    if importlib.util.find_spec("peft") is None:
+        fix = "Install it: pip install 'fresco[lora]'."
+        raise DistillError("distill(folder)", "the package peft", "none", fix)
+    make_directory("distill(folder)", folder, "--folder")
+    device = parallel.start(device)
+    write = write_log(folder)
+
+    def log_both(figures: dict[str, float]) -> None:
+        if parallel.rank() == 0:
+            write(figures)
+            log(figures)
+
+    pipe = load(teacher).to(device)
+    facts = {"method": METHOD, "seed": seed, "teacher": _check_teacher(pipe, folder, seed)}
+    parallel.wait()
+    numbers = itertools.count(parallel.rank(), parallel.world())
+    budget_s = hours * 3600
+    drawn_s = write_shards(pipe, seed, folder, numbers, TEACHER_SHARE * budget_s, log_both)
+    parallel.wait()
+    out = folder / "lora"
+
+    def write_out(training: Distillation) -> None:
+        training.write_lora(out)
+        figures = _figures(folder, training) | {"trajectories_s": round(drawn_s, 1)}
+        made = provenance(_command(hours, seed, teacher), **facts, **figures)
+        (out / "provenance.json").write_text(json.dumps(made, indent=2) + "\n")
+
+    training_s = (1 - TEACHER_SHARE) * budget_s
+    train_lora(pipe, folder, training_s, seed, log_both, write_out)
+    parallel.stop()
+    return out
+
+
+def _check_teacher(pipe: FluxPipeline, folder: Path, seed: int) -> dict[str, Any]:
+    """Keep whose trajectories a folder has; refuse to mix them with another's."""
+    now = {"weights": weights_digest(pipe)[:16], "series": seed}
+    path = folder / "teacher.json"
+    if not path.exists() and parallel.rank() == 0:
+        path.write_text(json.dumps(now) + "\n")
+    parallel.wait()
+    before = json.loads(path.read_text())
+    if before != now:
+        raise DistillError(
+            "distill(folder)",
+            f"the teacher and the seed that the folder's trajectories are of ({before})",
+            str(now),
+            "Name an empty folder with --folder.",
+        )
+    return now
+
+
+def _command(hours: float, seed: int, teacher: Path | None) -> str:
+    """What was run, for the provenance."""
+    words = ["fresco reference distill", f"--hours {hours:g}", f"--seed {seed}"]
+    if teacher is not None:
+        words.append(f"--teacher {teacher.name}")
+    if parallel.world() > 1:
+        words[0] = f"torchrun --nproc-per-node {parallel.world()} --no-python {words[0]}"
+    return " ".join(words)
+
+
+def _figures(folder: Path, training: Distillation) -> dict[str, Any]:
+    """What the training has done by now, from its state and the run's log."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    losses: dict[str, float] = {}
+    for line in lines:
+        losses |= {name: round(loss, 5) for name, loss in line.items() if name.startswith("loss")}
+    n_shards = len([*folder.glob("trajectories_*.pt")])
+    return {
+        "rank": RANK,
+        "windows": trajectories.WINDOWS,
+        "teacher_steps": trajectories.TEACHER_STEPS,
+        "trajectories": {n: k * n_shards for n, k in trajectories.PER_SHARD.items()},
+        "steps": training.step,
+        "seconds": round(training.elapsed_s, 1),
+        "losses": losses,
+    }

@@ -1,0 +1,108 @@
+"""The rows of `fresco bench --suite headline`: recipes, caches alone, distillation alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fresco.recipe import load_recipe
+from fresco.reference import WeightsError, lora_path
+from fresco.reference.bench import Way
+from fresco.reference.rows import BASELINE
+
+RECIPES = ("reference_10x", "reference_22x")
+DISTILLED_STEPS = (8, 4, 2, 1)
+SHIPPED = "package:fresco.reference/weights/lora/pytorch_lora_weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The distilled LoRA of a run of the suite.
+
+    Args:
+        source: As a recipe names it.
+        file: Where it is.
+    """
+
+    source: str
+    file: Path
+
+    @property
+    def digest(self) -> str:
+        """Names its content, 16 hexadecimal digits."""
+        return hashlib.sha256(self.file.read_bytes()).hexdigest()[:16]
+
+    def provenance(self) -> dict[str, Any]:
+        """How it was made, if that lies beside it."""
+        path = self.file.parent / "provenance.json"
+        return {"provenance": json.loads(path.read_text())} if path.is_file() else {}
+
+
+def find_lora(asked: Path | None) -> tuple[Lora | None, str]:
+    """Find the LoRA that is asked for, or the one that ships.
+
+    Args:
+        asked: Its file; None: the one that ships, if there is one.
+
+    Returns:
+        The LoRA, or None and why there is none.
+
+    Raises:
+        WeightsError: If the file that is asked for is not there.
+    """
+    if asked is None:
+        try:
+            return Lora(SHIPPED, lora_path()), ""
+        except WeightsError as error:
+            return None, str(error)
+    if not asked.is_file():
+        fix = "Name the file that `fresco reference distill` wrote."
+        raise WeightsError("find_lora(asked)", "a LoRA's file", f"nothing at {str(asked)!r}", fix)
+    return Lora(str(asked), asked), ""
+
+
+def recipe_way(name: str, lora: Lora | None) -> Way | None:
+    """A shipped recipe with the LoRA at hand; None if it needs one and there is none."""
+    content = load_recipe(name).model_dump(mode="json", by_alias=True, exclude_unset=True)
+    stack = [dict(entry) for entry in content.pop("stack", ())]
+    for entry in stack:
+        if entry["kind"] == "lora":
+            if lora is None:
+                return None
+            entry["source"] = lora.source
+    return Way(name, content | {"stack": stack}, BASELINE.steps)
+
+
+def distilled_way(steps: int, lora: Lora) -> Way:
+    """The distilled LoRA alone, at full resolution."""
+    entry = {"kind": "lora", "source": lora.source, "fuse": True}
+    return Way(f"distilled, {steps} steps", _recipe(entry), steps)
+
+
+def cache_ways(speedup: float) -> list[Way]:
+    """Caches alone, set so that about one step in `speedup` is computed.
+
+    Example:
+        >>> [way.name for way in cache_ways(10)]
+        ['cache first_block', 'cache seacache', 'cache taylorseer 0', 'cache taylorseer 1']
+    """
+    every = max(2, round(1.2 * speedup))  # a reused step is not free
+    seer = {"method": "taylorseer", "interval": every, "warmup": 1, "lite": True}
+    entries: dict[str, dict[str, Any]] = {
+        "first_block": {"method": "first_block", "threshold": 0.5},
+        "seacache": {"method": "seacache", "threshold": 1e3, "max_skips": every - 1},
+        "taylorseer 0": seer | {"max_order": 0},
+        "taylorseer 1": seer | {"max_order": 1},
+    }
+    return [
+        Way(f"cache {name}", _recipe({"kind": "cache", **entry}), BASELINE.steps)
+        for name, entry in entries.items()
+    ]
+
+
+def _recipe(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"schema": 1, "model": "FluxTransformer2DModel", "stack": [dict(entry)]}
