@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -108,7 +108,7 @@ def evaluate(
                 compared = evaluate_against(pipe, against, prompts, how, advance)
                 fractions = compared.fractions
         if json:
-            content = asdict(compared) if compared else {"fractions": fractions}
+            content: dict[str, Any] = asdict(compared) if compared else {"fractions": fractions}
             if compared and not math.isfinite(compared.psnr_db):
                 content["psnr_db"] = None  # equal pictures
             write_json(json, content)
