@@ -34,7 +34,7 @@ class RecordConfig(Config):
     date: datetime.date
     covers: tuple[Literal["mechanics", "FLOPs", "pictures"], ...] = Field(min_length=1)
     model: str = Field(min_length=1, description="that it ran on; FLOPs are of the recipe's own")
-    weights: str | None = Field(None, description="digest of the reference model's weights")
+    weights: str | None = Field(default=None, description="digest of the reference model's weights")
     versions: Mapping[str, str]
     hardware: str
     steps: int = Field(ge=1, description="requested")

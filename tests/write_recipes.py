@@ -31,11 +31,11 @@ here, `python -m tests.write_records reference` for the reference model.
 def make_page():
     """The page: a section per model, a row per recipe, and its records below."""
     lines = [INTRODUCTION]
-    for model, names in _by_model().items():
+    for model, recipes in _by_model().items():
         lines += [f"## {model}", "", "| recipe | plain run | stages (cell x steps) | expects |"]
         lines += ["|---" * 4 + "|"]
-        lines += [_recipe_row(name, load_recipe(name)) for name in names]
-        records = [(n, each) for n in names for each in load_recipe(n).validated]
+        lines += [_recipe_row(name, recipe) for name, recipe in recipes.items()]
+        records = [(name, each) for name, recipe in recipes.items() for each in recipe.validated]
         if records:
             columns = (
                 "recipe | covers | FLOPs | speedup | PSNR | SSIM | judge | floor | on | command"
@@ -51,8 +51,8 @@ def make_page():
 def make_readme(text):
     """The README with the table of models by intent in it."""
     rows = []
-    for model, names in _by_model().items():
-        by_intent = {name.removeprefix(f"{model}_"): load_recipe(name) for name in names}
+    for model, recipes in _by_model().items():
+        by_intent = {name.removeprefix(f"{model}_"): each for name, each in recipes.items()}
         if not set(INTENTS) <= by_intent.keys():
             continue
         cells = [_gain(by_intent[intent]) for intent in INTENTS]
@@ -67,13 +67,13 @@ def make_readme(text):
 
 
 def _by_model():
-    """Names of recipes by the first part of their name."""
-    found = {}
-    for name in known_recipes():
-        found.setdefault(name.partition("_")[0], []).append(name)
+    """Recipes by name, by the first part of their name."""
     rank = {intent: i for i, intent in enumerate(INTENTS)}
-    return {model: sorted(names, key=lambda name: (rank.get(name.partition("_")[2], 9), name))
-            for model, names in found.items()}  # fmt: skip
+    files = known_recipes()
+    names = sorted(files, key=lambda name: (rank.get(name.partition("_")[2], 9), name))
+    models = sorted({name.partition("_")[0] for name in names})
+    return {model: {name: load_recipe(files[name]) for name in names
+                    if name.partition("_")[0] == model} for model in models}  # fmt: skip
 
 
 def _recipe_row(name, recipe):
