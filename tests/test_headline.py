@@ -216,7 +216,9 @@ def test_the_whole_suite_on_a_tiny_pipeline(tiny_flux_pipe, monkeypatch, tmp_pat
     files = {"json": out, "lora": file, "folder": tmp_path / "rows", "png": tmp_path / "a.png"}
     options = [text for name, path in files.items() for text in (f"--{name}", str(path))]
     arguments = ("bench", "--suite", "headline", "--prompts", "2", *options)
-    printed = run(*arguments).output
+    done = run(*arguments)
+    assert done.exit_code == 0, done.stderr
+    printed = done.output
     rows = json.loads(out.read_text())["rows"]
     assert [row["name"] for row in rows if "missing" in row] == []
     assert {"8 steps", "reference_10x", "reference_22x", "distilled, 1 steps"} < {
