@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -334,3 +336,35 @@ def test_the_command_says_what_it_takes():
     assert result.exit_code == 0
     for option in ("--folder", "--hours", "--seed", "--device", "--teacher"):
         assert option in result.output
+
+
+TWO_PROCESSES = """
+import sys
+from pathlib import Path
+
+import torch
+
+from fresco.reference import distill, distill_run, trajectories
+
+trajectories.PER_SHARD, trajectories.TEACHER_STEPS = {"64": 1}, 2
+distill.ODDS, distill.BATCH = {"64": 1.0}, {"64": 2}
+folder = Path(sys.argv[1])
+distill_run.distill(folder, 0.001, lambda _: None, torch.device("cpu"))
+"""
+
+
+def test_processes_under_torchrun_draw_shards_of_their_own_and_train_one_lora(tmp_path):
+    (tmp_path / "two.py").write_text(TWO_PROCESSES)
+    command = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+    ran = subprocess.run(
+        [*command, "--nproc-per-node", "2", str(tmp_path / "two.py"), str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    names = {path.name for path in (tmp_path / "run").glob("*.pt")}
+    assert {"trajectories_00000.pt", "trajectories_00001.pt"} <= names
+    facts = json.loads((tmp_path / "run" / "lora" / "provenance.json").read_text())
+    assert facts["command"].startswith("torchrun --nproc-per-node 2 --no-python fresco reference")
+    assert facts["steps"] > 0

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 import fresco.reference
 from fresco.output import OutputError
 from fresco.recipe import load_recipe
-from fresco.reference import WeightsError, bench, headline, headline_rows
+from fresco.reference import WeightsError, bench, figures, headline, headline_rows
 from fresco.reference.bench import How, Measured, Way, measure
 from fresco.reference.captions import Caption, parse
 from fresco.reference.dataset import make_example
@@ -76,6 +76,12 @@ def sampled(monkeypatch):
         images = torch.full_like(images, 255) if way.name.split(" (")[0] in BLANK else images
         return Measured(images, (loop_s,) * n, (way.steps,) * n, way.steps, (loop_s + CALL_S,) * n)
 
+    interval = figures.bootstrap_interval
+
+    def few_draws(n, statistic, draws, centred):
+        return interval(n, statistic, draws=20, centred=centred)
+
+    monkeypatch.setattr(figures, "bootstrap_interval", few_draws)
     monkeypatch.setattr(headline, "measure", measured)
     monkeypatch.setattr(headline, "held_out_captions", lambda n, _seed: list(captions[:n]))
     monkeypatch.setattr(headline, "load", lambda **_: object())
@@ -196,7 +202,7 @@ def test_bad_requests_are_refused_before_anything_is_loaded(asked, monkeypatch, 
 
 
 def test_the_whole_suite_on_a_tiny_pipeline(tiny_flux_pipe, monkeypatch, tmp_path):
-    tiny_flux_pipe.default_sample_size = 64
+    tiny_flux_pipe.default_sample_size = 64  # 256 px, which the judge reads
     file = tmp_path / "lora.safetensors"
     save_file({k: v.contiguous() for k, v in lora_weights(tiny_flux_pipe).items()}, file)
     few = Way("8 steps", None, 8)
@@ -210,7 +216,9 @@ def test_the_whole_suite_on_a_tiny_pipeline(tiny_flux_pipe, monkeypatch, tmp_pat
     files = {"json": out, "lora": file, "folder": tmp_path / "rows", "png": tmp_path / "a.png"}
     options = [text for name, path in files.items() for text in (f"--{name}", str(path))]
     arguments = ("bench", "--suite", "headline", "--prompts", "2", *options)
-    printed = run(*arguments).output
+    done = run(*arguments)
+    assert done.exit_code == 0, done.stderr
+    printed = done.output
     rows = json.loads(out.read_text())["rows"]
     assert [row["name"] for row in rows if "missing" in row] == []
     assert {"8 steps", "reference_10x", "reference_22x", "distilled, 1 steps"} < {

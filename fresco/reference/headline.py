@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fresco.comparison import Row, save_comparison
+from fresco.errors import AttachError
 from fresco.output import OutputError, make_directory
 from fresco.reference import load
 from fresco.reference.bench import How, Measured, Way, measure
@@ -159,15 +160,21 @@ class _Suite:
             **_scene_difference(assessed, self.baseline),
         }
 
-    def best_cache(self, name: str, speedup: float) -> Way:
-        """The cache alone that is as fast as a recipe and has most attributes right."""
+    def best_cache(self, name: str, speedup: float) -> Way | dict[str, Any]:
+        """The cache alone that is as fast as a recipe and has most attributes right, if any."""
         some = self.captions[:N_SCREENED]
-        tried = []
+        tried, refused = [], []
         for way in cache_ways(speedup):
-            sampled = self.sample(way, len(some))
+            try:
+                sampled = self.sample(way, len(some))
+            except AttachError as error:  # of another diffusers, say; the others still count
+                refused.append(f"{way.name}: {error}")
+                continue
             cut = replace(self.full, images=self.full.images[: len(some)])
             counts = assess(sampled, cut, some).counts["attributes"]
             tried.append((self.speedup(way, len(some)), counts[0].sum().item(), way))
+        if not tried:
+            return {"name": f"cache (for {name})", "missing": " ".join(refused)}
         as_fast = [each for each in tried if each[0] >= AS_FAST * speedup]
         best = max(as_fast, key=lambda e: e[1]) if as_fast else max(tried, key=lambda e: e[0])
         note = f"for {name}" if as_fast else f"for {name}, the fastest: none is as fast"
