@@ -225,7 +225,12 @@ def _forecast(
     held = pass_bytes(transformer, max(step.n_tokens for step in plan.steps), n_text)
     on_count(len(counts) + 1, len(counts) + 1)
     weights = weight_bytes(transformer)
-    each = tuple(step_flops(plan, step, transformer, n_text) for step in plan.steps)
+    each = tuple(
+        step_flops(plan, step, transformer, n_text)
+        if step.units == "phase"  # sees some twice
+        else flops[step.n_tokens]
+        for step in plan.steps
+    )
     return Forecast(
         plan,
         n_text,

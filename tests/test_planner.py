@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import fresco
+import fresco.planner
 import fresco.reference
 from fresco.cost import pass_bytes, weight_bytes
 from fresco.devices import Device, DeviceError, load_device
@@ -247,3 +248,15 @@ def test_frames_of_a_video_count_as_tokens():
     still = fresco.plan("wan21-14b", recipe, **size, frames=1)
     assert forecast.flops[1] > 3 * still.flops[1]  # attention is over all frames
     assert fresco.plan("wan21-14b", recipe, **size).plan.frames == 21
+
+
+def test_many_steps_of_few_shapes_are_counted_once_per_shape(monkeypatch):
+    asked, count = [], fresco.planner.pass_flops
+    monkeypatch.setattr(
+        "fresco.planner.pass_flops", lambda *shape: asked.append(shape[1]) or count(*shape)
+    )
+    monkeypatch.setattr("fresco.planner.step_flops", lambda *_: pytest.fail("counted per step"))
+    found = fresco.plan("reference", "reference_5x", steps=2000)
+    assert (len(found.plan.steps), asked) == (640, [256, 1024])
+    expected = fresco.plan("reference", "reference_5x", steps=50)
+    assert found.flops_speedup == pytest.approx(expected.flops_speedup)
