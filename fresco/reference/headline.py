@@ -163,7 +163,8 @@ class _Suite:
     def best_cache(self, name: str, speedup: float) -> Way | dict[str, Any]:
         """The cache alone that is as fast as a recipe and has most attributes right, if any."""
         some = self.captions[:N_SCREENED]
-        tried, refused = [], []
+        tried: list[tuple[float, float, Way]] = []
+        refused: list[str] = []
         for way in cache_ways(speedup):
             try:
                 sampled = self.sample(way, len(some))
