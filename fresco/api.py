@@ -168,7 +168,7 @@ def accelerate(pipe: Any, recipe: str | Path | Mapping[str, Any] | Recipe) -> Ac
         nonlocal plan
         if checked.stages:
             check_mixes(adapter, checked)
-            check_scheduler(pipe.scheduler)
+            check_scheduler(pipe.scheduler, adapter.inverts_sigmas)
             check_start(pipe)
             adapter.check(pipe)
         plan = _baseline_plan(pipe, checked, adapter)

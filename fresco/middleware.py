@@ -39,6 +39,7 @@ from fresco.schedule import (
     make_plan,
     planned_steps,
 )
+from fresco.sigmas import own_sigmas
 from fresco.swap import enter_tokens, leave_tokens, lift_carrier
 from fresco.timing import now_s
 from fresco.wraps import call_by_name, calling, wrap_method
@@ -134,7 +135,7 @@ class Middleware:
         result = original(*args, **kwargs)
         packed = result[0] if isinstance(result, tuple) else result
         eps = self.adapter.unpack(packed, fine)
-        frames = self.adapter.frames(packed)
+        frames = self.adapter.frames(packed, fine)
         run = Run(threading.current_thread(), fine, NoiseField(eps, fine.patch_px), frames)
         run.caller = calling(DiffusionPipeline)
         early, self._early_steps = self._early_steps, None
@@ -174,7 +175,7 @@ class Middleware:
     def _resolve(self, run: Run, n_steps: int) -> None:
         """Make the plan of a run, and install its sigmas."""
         rows, columns = run.fine.sides.shape
-        own = tuple(float(sigma) for sigma in self.scheduler.sigmas)
+        own = own_sigmas(self.scheduler)
         shift = functools.partial(self.adapter.shift, self.scheduler, n_steps=n_steps)
         request = PlanRequest(n_steps, rows, columns, shift, own, run.frames)
         run.plan = make_plan(self.recipe, request)
@@ -185,7 +186,8 @@ class Middleware:
         """Overwrite the scheduler's sigmas: passed ones would be shifted again."""
         scheduler = self.scheduler
         like = scheduler.sigmas
-        scheduler.sigmas = torch.tensor(plan.sigmas, dtype=torch.float32, device=like.device)
+        sigmas = torch.tensor(plan.sigmas, dtype=torch.float32, device=like.device)
+        scheduler.sigmas = 1 - sigmas if self.adapter.inverts_sigmas else sigmas
         timesteps = scheduler.sigmas[:-1] * scheduler.config.num_train_timesteps
         if len(scheduler.timesteps) == len(timesteps):
             scheduler.timesteps.copy_(timesteps)  # in place: the pipeline may have them already
@@ -288,6 +290,8 @@ class Middleware:
         if step.lift or (run.plan and run.plan.promotes):
             asked = inspect.signature(original).bind(*args, **kwargs).arguments
             velocity = asked["model_output"]
+            if self.adapter.inverts_sigmas:
+                velocity = -velocity
             x, v = (
                 self.adapter.unpack(t.to(working_dtype(t)), run.fine)
                 for t in (asked["sample"], velocity)

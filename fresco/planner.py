@@ -134,7 +134,7 @@ def plan(
     adapter = find_adapter(pipe.transformer)
     check_model(pipe, checked)
     if checked.stages:
-        check_scheduler(pipe.scheduler)
+        check_scheduler(pipe.scheduler, adapter.inverts_sigmas)
         if not isinstance(pipe, Sketch):
             check_start(pipe)
         adapter.check(pipe)
