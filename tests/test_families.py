@@ -169,7 +169,8 @@ def test_mixed_stages_run_or_are_refused_with_the_reason(family, pipe):
     if family.mixes:
         with fresco.accelerate(pipe, MIXED) as accelerated:
             assert family.draw(pipe).isfinite().all()
-            assert [step.tokens for step in accelerated.report.steps] == [6, 6, 12, 12, 24, 24]
+            tokens = [step.tokens / family.frames for step in accelerated.report.steps]
+            assert tokens == [6, 6, 12, 12, 24, 24]
         assert traces(pipe) == before
         return
     with pytest.raises(errors.RecipeError, match=r"only whole-grid stages with .*Adapter"):
@@ -244,7 +245,7 @@ def test_the_page_of_models_says_what_runs():
     )
 
 
-@pytest.mark.parametrize("name", ["sd3", "wan", "flux2", "chroma"])
+@pytest.mark.parametrize("name", ["sd3", "flux2", "chroma"])
 def test_a_transformer_that_sees_more_than_latents_is_refused(name):
     pipe = FAMILIES[name].make()
     pipe.transformer.register_to_config(in_channels=36, out_channels=16)

@@ -24,6 +24,10 @@ class VideoAdapter(PlainAdapter):
     Conditions (a first frame, a mask) are no noise: coarse cells get their average.
     """
 
+    def __init__(self, transformer: Any) -> None:
+        super().__init__(transformer)
+        self.is_video = True
+
     @property
     def channels(self) -> int:
         """Channels of the latents."""
