@@ -66,7 +66,7 @@ def _image_to_video(**config):
 
 def _draw(pipe, width=128):
     torch.manual_seed(0)
-    asked = FAMILIES["wan"].asked() | {"image": _noise(1, 3, 64, width).clamp(-1, 1)}
+    asked = FAMILIES["wan"].asked() | {"image": _noise(1, 3, 64, width).clamp(0, 1)}
     generator = torch.Generator().manual_seed(0)
     return pipe(
         **asked, height=64, width=width, num_inference_steps=6, generator=generator,

@@ -24,10 +24,10 @@ class CogVideoXAdapter(PlainAdapter):
 
     model: ClassVar[str] = "CogVideoXTransformer3DModel"
 
-    def check(self, pipe: Any) -> None:  # noqa: ARG002
+    def check(self, pipe: Any) -> None:
         expected, got = "a model trained by flow matching", "CogVideoX, whose latents keep variance"
         fix = "Use a recipe without stages."
         raise AdapterError("accelerate(pipe, recipe)", expected, got, fix)
 
-    def frames(self, packed: Tensor, layout: TokenLayout) -> int:  # noqa: ARG002
+    def frames(self, packed: Tensor, layout: TokenLayout) -> int:
         return packed.shape[1]

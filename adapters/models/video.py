@@ -78,7 +78,9 @@ def refuse_pictures(pipe: Any) -> None:
     Raises:
         AdapterError: If the pipeline takes a picture.
     """
-    given = {"image", "conditions", "video"} & set(inspect.signature(type(pipe).__call__).parameters)
+    given = {"image", "conditions", "video"} & set(
+        inspect.signature(type(pipe).__call__).parameters
+    )
     if given:
         got = f"{type(pipe).__name__}, with one per token ({', '.join(sorted(given))})"
         raise AdapterError(_WHERE, "one timestep per video", got, _FIX)
