@@ -60,11 +60,11 @@ class LTXVideoAdapter(PackedAdapter):
             expected = f"latents [{len(packed)}, frames x {rows} x {columns}, channels]"
             fix = "Give them as the pipeline makes them, or give their height and width."
             raise LayoutError("pipe(latents=...)", expected, list(packed.shape), fix)
-        frames = packed.unflatten(1, (-1, rows, columns))
+        frames: Tensor = packed.unflatten(1, (-1, rows, columns))
         return frames.permute(0, 4, 1, 2, 3).flatten(1, 2)
 
     def pack(self, carrier: Tensor) -> Tensor:
-        frames = carrier.unflatten(1, (self.config.in_channels, -1))
+        frames: Tensor = carrier.unflatten(1, (self.config.in_channels, -1))
         return frames.permute(0, 2, 3, 4, 1).flatten(1, 3)
 
     def embed(
@@ -90,7 +90,7 @@ class LTXVideoAdapter(PackedAdapter):
         }
 
     def unembed(self, output: Any, layout: TokenLayout) -> Tensor:
-        predicted = output[0].unflatten(1, (-1, layout.n_tokens))  # [b, f, n, c]
+        predicted: Tensor = output[0].unflatten(1, (-1, layout.n_tokens))  # [b, f, n, c]
         return predicted.permute(0, 2, 3, 1).flatten(2)[..., None, None]
 
     def replace(self, output: Any, carrier: Tensor, layout: TokenLayout) -> Any:

@@ -42,7 +42,8 @@ class VideoAdapter(PlainAdapter):
         return self.channels, -1, *layout.grid_px
 
     def pack(self, carrier: Tensor) -> Tensor:
-        return carrier.unflatten(1, (self.channels, -1))
+        frames: Tensor = carrier.unflatten(1, (self.channels, -1))
+        return frames
 
     def read(self, call: Mapping[str, Any], layout: TokenLayout) -> Tensor:
         latents = call["hidden_states"][:, : self.channels]
@@ -69,7 +70,8 @@ def pool(conditions: Tensor, layout: TokenLayout, patch_px: int) -> Tensor:
     height, width = conditions.shape[-2:]
     frames = conditions.flatten(0, 1)
     whole = functional.pad(frames, (0, size[1] - width, 0, size[0] - height), mode="replicate")
-    return functional.avg_pool2d(whole, side).unflatten(0, conditions.shape[:2])
+    coarse: Tensor = functional.avg_pool2d(whole, side).unflatten(0, conditions.shape[:2])
+    return coarse
 
 
 def refuse_pictures(pipe: Any) -> None:
