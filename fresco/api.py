@@ -169,7 +169,7 @@ def accelerate(pipe: Any, recipe: str | Path | Mapping[str, Any] | Recipe) -> Ac
         if checked.stages:
             check_mixes(adapter, checked)
             adapter.check(pipe)
-            check_scheduler(pipe.scheduler)
+            check_scheduler(pipe.scheduler, adapter.inverts_sigmas)
             check_start(pipe, checked)
         plan = _baseline_plan(pipe, checked, adapter)
         warn_combination(doubt)

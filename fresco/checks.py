@@ -17,9 +17,15 @@ _SPACINGS = (  # config keys of spacings that are no shift of an even one
     "use_karras_sigmas",
     "use_exponential_sigmas",
     "use_beta_sigmas",
-    "invert_sigmas",
     "shift_terminal",
 )
+_REASONS = {  # of schedulers that a recipe with stages cannot drive
+    "FlowMatchHeunDiscreteScheduler": "calls the transformer twice between two of its sigmas",
+    "UniPCMultistepScheduler": "corrects each step by the last, which takes back a part of a lift",
+    "DPMSolverMultistepScheduler": "extrapolates from the last step, across a lift or promotion",
+    "CogVideoXDDIMScheduler": "steps between evenly spaced timesteps, and stages are spaced freely",
+    "CogVideoXDPMScheduler": "draws fresh noise in every step",
+}
 
 
 def check_model(pipe: Any, recipe: Recipe) -> None:
@@ -38,9 +44,21 @@ def check_mixes(adapter: AbstractModelAdapter, recipe: Recipe) -> None:
             raise RecipeError(_WHERE, [f"only {family}, got cell: mixed @ $.stages[{i}].cell"])
 
 
-def check_scheduler(scheduler: Any) -> None:
-    """Refuse schedulers that draw noise, and spacings that are no shift of an even one."""
+def check_scheduler(scheduler: Any, inverts_sigmas: bool = False) -> None:
+    """Refuse schedulers that keep a history or draw noise, and spacings that are no shift.
+
+    Args:
+        scheduler: Of the pipeline.
+        inverts_sigmas: Whether the model family's sigmas rise from 0.
+    """
     name = type(scheduler).__name__
+    if reason := _REASONS.get(name):
+        raise ScheduleError(
+            _WHERE,
+            _SCHEDULERS[0],
+            f"{name}, which {reason}",
+            f"Exchange it ({_SCHEDULERS[0]}.from_config), or use a recipe without stages.",
+        )
     if name not in _SCHEDULERS or scheduler.config.stochastic_sampling:
         drawn = " with stochastic_sampling=True" if name in _SCHEDULERS else ""
         raise ScheduleError(
@@ -48,6 +66,13 @@ def check_scheduler(scheduler: Any) -> None:
             f"a deterministic scheduler ({', '.join(_SCHEDULERS)})",
             f"{name}{drawn}",
             "Exchange it: later stages continue toward one target only without fresh noise.",
+        )
+    if bool(scheduler.config.get("invert_sigmas")) != inverts_sigmas:
+        raise ScheduleError(
+            _WHERE,
+            f"invert_sigmas={inverts_sigmas}, as the model was trained",
+            f"invert_sigmas={not inverts_sigmas}",
+            "Make the scheduler from the model's own config.",
         )
     set_ = [key for key in _SPACINGS if scheduler.config.get(key)]
     if set_:

@@ -139,7 +139,7 @@ class Middleware:
         result = original(*args, **kwargs)
         packed = result[0] if isinstance(result, tuple) else result
         eps = self.adapter.unpack(packed, fine)
-        frames = self.adapter.frames(packed)
+        frames = self.adapter.frames(packed, fine)
         run = Run(threading.current_thread(), fine, NoiseField(eps, fine.patch_px), frames)
         run.caller = calling(DiffusionPipeline)
         if early and is_early and not skips:
@@ -189,7 +189,8 @@ class Middleware:
         """Overwrite the scheduler's sigmas: passed ones would be shifted again."""
         scheduler = self.scheduler
         like = scheduler.sigmas
-        scheduler.sigmas = torch.tensor(plan.sigmas, dtype=torch.float32, device=like.device)
+        sigmas = torch.tensor(plan.sigmas, dtype=torch.float32, device=like.device)
+        scheduler.sigmas = 1 - sigmas if self.adapter.inverts_sigmas else sigmas
         timesteps = scheduler.sigmas[:-1] * scheduler.config.num_train_timesteps
         if len(scheduler.timesteps) == len(timesteps):
             scheduler.timesteps.copy_(timesteps)  # in place: the pipeline may have them already
@@ -292,6 +293,8 @@ class Middleware:
         if step.lift or (run.plan and run.plan.promotes):
             asked = inspect.signature(original).bind(*args, **kwargs).arguments
             velocity = asked["model_output"]
+            if self.adapter.inverts_sigmas:
+                velocity = -velocity
             x, v = (
                 self.adapter.unpack(t.to(working_dtype(t)), run.fine)
                 for t in (asked["sample"], velocity)

@@ -142,7 +142,7 @@ def plan(
     check_model(pipe, checked)
     if checked.stages:
         adapter.check(pipe)
-        check_scheduler(pipe.scheduler)
+        check_scheduler(pipe.scheduler, adapter.inverts_sigmas)
         if not isinstance(pipe, Sketch):
             check_start(pipe, checked)
     base, run = checked.baseline, pipe.run if isinstance(pipe, Sketch) else None

@@ -31,6 +31,7 @@ class AbstractModelAdapter(ABC):
     model: ClassVar[str]  # class name of pipe.transformer
     patch_px: int  # latent pixels along one side of a fine token
     noise_coefficient: ClassVar[float] = 1.0  # of eps in what the transformer returns
+    inverts_sigmas: ClassVar[bool] = False  # whether its scheduler's rise from 0, pure noise
     mixes: ClassVar[bool] = True  # whether cells of several sides can be in one sequence
 
     def __init__(self, transformer: Any) -> None:
@@ -82,8 +83,8 @@ class AbstractModelAdapter(ABC):
     def latents_shape(self, layout: TokenLayout) -> tuple[int, ...]:
         """Shape of one image's latents as the pipeline takes them; -1 is any number (of frames)."""
 
-    def frames(self, packed: Tensor) -> int:  # noqa: ARG002
-        """Latent frames of pipeline latents."""
+    def frames(self, packed: Tensor, layout: TokenLayout) -> int:  # noqa: ARG002
+        """Latent frames of pipeline latents on a layout's grid."""
         return 1
 
     @abstractmethod

@@ -22,6 +22,7 @@ def own_sigmas(scheduler: Any) -> tuple[float, ...]:
         [0.96, 0.01, 0.0]
     """
     if hasattr(scheduler, "sigmas"):
-        return tuple(float(sigma) for sigma in scheduler.sigmas)
+        is_inverted = scheduler.config.get("invert_sigmas", False)  # they rise from 0, pure noise
+        return tuple(1 - float(s) if is_inverted else float(s) for s in scheduler.sigmas)
     signal = scheduler.alphas_cumprod[scheduler.timesteps.cpu()]
     return (*((1 - signal) ** 0.5).tolist(), 0.0)

@@ -27,13 +27,15 @@ class Family:
         passes: Transformer calls of a step.
         frames: Latent frames of that call.
         scheduler: Config of the scheduler.
-        clock: What the transformer is told: 0 sigma, 1 a thousand times it, 2 one minus it.
-        is_negated: Whether the pipeline negates what the transformer returns.
+        clock: What the transformer is told: 0 sigma, 1 a thousand times it, 2 one minus it, 3 a
+            thousand times that.
+        is_negated: Whether the pipeline or its scheduler negates what the transformer returns.
         mixes: Whether it takes mixed layouts.
         zoom: Image px along a side of a token, over 16.
         is_prompt_first: Whether a doubled batch begins with the prompt's half, and guidance
             adds to that.
         missing: Components that are left out.
+        parts: Makes components that cannot be left out.
     """
 
     pipeline: str
@@ -49,6 +51,7 @@ class Family:
     zoom: int = 1
     is_prompt_first: bool = False
     missing: tuple[str, ...] = ("vae", "text_encoder", "tokenizer")
+    parts: Callable[[], dict[str, Any]] = dict
 
     def make(self) -> Any:
         """Build the pipeline."""
@@ -61,7 +64,7 @@ class Family:
                 if not weight.any():
                     weight.normal_(std=0.1)
         scheduler = FlowMatchEulerDiscreteScheduler(**self.scheduler)
-        parts = {"transformer": transformer, "scheduler": scheduler}
+        parts = {"transformer": transformer, "scheduler": scheduler, **self.parts()}
         pipe = getattr(diffusers, self.pipeline)(**parts, **dict.fromkeys(self.missing))
         pipe.set_progress_bar_config(disable=True)
         return pipe
@@ -71,7 +74,9 @@ class Family:
         asked = {"num_inference_steps": 6, "height": 64, "width": 96} | self.asked() | asked
         asked["height"], asked["width"] = (asked[side] * self.zoom for side in ("height", "width"))
         asked.setdefault("generator", torch.Generator().manual_seed(asked.pop("seed", 0)))
-        result = pipe(**asked, output_type="latent", return_dict=False)[0]
+        with warnings.catch_warnings():  # of Mochi's positions, on a CPU
+            warnings.filterwarnings("ignore", "In CPU autocast", UserWarning)
+            result = pipe(**asked, output_type="latent", return_dict=False)[0]
         assert isinstance(result, torch.Tensor)
         return result
 
@@ -185,6 +190,40 @@ def _hunyuan_image() -> dict[str, Any]:
         "prompt_embeds_2": torch.zeros(1, 3, 16),
         "prompt_embeds_mask_2": torch.zeros(1, 3, dtype=torch.int64),
     }
+
+
+def _ltx() -> dict[str, Any]:
+    return {
+        "prompt_embeds": _noise(1, 5, 32),
+        "prompt_attention_mask": torch.ones(1, 5),
+        "negative_prompt_embeds": _noise(1, 5, 32, seed=2),
+        "negative_prompt_attention_mask": torch.tensor([[1.0, 1.0, 1.0, 0.0, 0.0]]),
+        "guidance_scale": 2.0,
+        "num_frames": 9,
+    }
+
+
+def _mochi() -> dict[str, Any]:
+    masks = {name: value.bool() for name, value in _ltx().items() if name.endswith("mask")}
+    return _ltx() | masks | {"num_frames": 7}
+
+
+def _hunyuan_video_15() -> dict[str, Any]:
+    return {
+        "prompt_embeds": _noise(1, 5, 32),
+        "prompt_embeds_mask": torch.tensor([[1, 1, 1, 1, 0]]),
+        "prompt_embeds_2": _noise(1, 3, 16, seed=3),
+        "prompt_embeds_mask_2": torch.tensor([[1, 1, 0]]),
+        "num_frames": 5,
+    }
+
+
+def _hunyuan_video_15_parts() -> dict[str, Any]:
+    vae = diffusers.AutoencoderKLHunyuanVideo15(
+        latent_channels=4, block_out_channels=(32,) * 5, layers_per_block=1
+    )
+    guider = diffusers.ClassifierFreeGuidance(enabled=False)
+    return {"vae": vae.eval(), "guider": guider}
 
 
 FAMILIES = {
@@ -429,5 +468,63 @@ FAMILIES = {
         clock=2,
         mixes=True,
         scheduler={"use_dynamic_shifting": True},
+    ),
+    "ltx": Family(
+        "LTXPipeline",
+        "LTXVideoTransformer3DModel",
+        {
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_layers": 2,
+            "attention_head_dim": 16,
+            "num_attention_heads": 2,
+            "cross_attention_dim": 32,
+            "caption_channels": 32,
+        },
+        _ltx,
+        frames=2,
+        zoom=2,
+        mixes=True,
+        scheduler={"use_dynamic_shifting": True},
+    ),
+    "mochi": Family(
+        "MochiPipeline",
+        "MochiTransformer3DModel",
+        {
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_layers": 2,
+            "attention_head_dim": 16,
+            "num_attention_heads": 2,
+            "pooled_projection_dim": 16,
+            "text_embed_dim": 32,
+            "time_embed_dim": 16,
+        },
+        _mochi,
+        frames=2,
+        clock=3,
+        is_negated=True,
+        scheduler={"invert_sigmas": True},
+    ),
+    "hunyuan_video_15": Family(
+        "HunyuanVideo15Pipeline",
+        "HunyuanVideo15Transformer3DModel",
+        {
+            "in_channels": 9,
+            "out_channels": 4,
+            "num_attention_heads": 2,
+            "attention_head_dim": 16,
+            "num_layers": 2,
+            "num_refiner_layers": 1,
+            "text_embed_dim": 32,
+            "text_embed_2_dim": 16,
+            "image_embed_dim": 16,
+            "rope_axes_dim": (4, 6, 6),
+        },
+        _hunyuan_video_15,
+        frames=2,
+        scheduler={"shift": 5.0},
+        missing=("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
+        parts=_hunyuan_video_15_parts,
     ),
 }  # fmt: skip

@@ -61,7 +61,7 @@ class PlainAdapter(AbstractModelAdapter):
         frames = (-1,) if self.is_video else ()
         return (self.config.in_channels, *frames, *layout.grid_px)
 
-    def frames(self, packed: Tensor) -> int:
+    def frames(self, packed: Tensor, layout: TokenLayout) -> int:
         return packed.shape[2] if self.is_video else 1
 
     def unpack(self, packed: Tensor, layout: TokenLayout) -> Tensor:

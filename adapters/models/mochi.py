@@ -1,0 +1,47 @@
+"""Mochi: latents [b, c, f, h, w], sigmas that rise from 0, guidance by a doubled batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from fresco.ports import register_adapter
+
+from .video import VideoAdapter
+
+
+@register_adapter
+class MochiAdapter(VideoAdapter):
+    """`MochiTransformer3DModel`; it returns the clean latents less the noise.
+
+    It scales positions to the size of the picture itself. Stages are spaced by the scheduler's
+    shift, not by the pipeline's own spacing, which is part linear and part quadratic.
+
+    Source:
+        huggingface/diffusers@v0.42.1:src/diffusers/pipelines/mochi/pipeline_mochi.py (Apache-2.0).
+    """
+
+    model: ClassVar[str] = "MochiTransformer3DModel"
+    noise_coefficient: ClassVar[float] = -1.0
+    inverts_sigmas: ClassVar[bool] = True
+
+    def grid(self, pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:
+        token_px = pipe.vae_spatial_scale_factor * self.patch_px
+        height, width = height or pipe.default_height, width or pipe.default_width
+        return int(height) // token_px, int(width) // token_px
+
+    def spacing(self, n_steps: int) -> Sequence[float]:
+        from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
+
+        own: Sequence[float] = linear_quadratic_schedule(n_steps, threshold_noise=0.025)
+        return own
+
+    def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
+        latents, width = self.example_latents(transformer, n_tokens), self.config.text_embed_dim
+        return {
+            "hidden_states": latents,
+            "encoder_hidden_states": latents.new_zeros(1, n_text_tokens, width),
+            "timestep": latents.new_zeros(1),
+            "encoder_attention_mask": latents.new_ones(1, n_text_tokens).bool(),
+            "return_dict": False,
+        }

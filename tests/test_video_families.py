@@ -1,0 +1,173 @@
+"""Video pipelines that see more than noise, and what recipes with stages refuse of them."""
+
+from __future__ import annotations
+
+import warnings
+
+import diffusers
+import pytest
+import torch
+
+import fresco
+from fresco import errors
+from tests.conftest import traces
+from tests.families import FAMILIES, _noise
+from tests.test_families import ALL_FINE, MIXED, STAGED, Watch
+
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+SCHEDULERS = {
+    "FlowMatchHeunDiscreteScheduler": ({}, "calls the transformer twice"),
+    "UniPCMultistepScheduler": (FLOW, "takes back a part of a lift"),
+    "DPMSolverMultistepScheduler": (FLOW, "extrapolates from the last step"),
+    "CogVideoXDDIMScheduler": ({}, "evenly spaced timesteps"),
+    "CogVideoXDPMScheduler": ({}, "draws fresh noise"),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("raw", [STAGED, ALL_FINE])
+def test_another_scheduler_is_refused_with_its_reason(name, raw):
+    pipe = FAMILIES["wan"].make()
+    config, reason = SCHEDULERS[name]
+    pipe.scheduler = getattr(diffusers, name)(**config)
+    before = traces(pipe)
+    with pytest.raises(errors.ScheduleError, match=f"got {name}, which .*{reason}"):
+        fresco.accelerate(pipe, raw)
+    assert traces(pipe) == before
+
+
+@pytest.mark.parametrize(("name", "is_inverted"), [("mochi", False), ("wan", True)])
+def test_a_scheduler_that_runs_the_other_way_is_refused(name, is_inverted):
+    pipe = FAMILIES[name].make()
+    pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=is_inverted)
+    match = f"expected invert_sigmas={not is_inverted}.*got invert_sigmas={is_inverted}"
+    with pytest.raises(errors.ScheduleError, match=match):
+        fresco.accelerate(pipe, STAGED)
+
+
+def _image_to_video(**config):
+    """Wan 2.1 I2V of a tiny VAE: 4 mask channels and the picture's 4 behind the latents."""
+    family = FAMILIES["wan"]
+    sees = {**family.config, "in_channels": 12, "out_channels": 4}
+    with warnings.catch_warnings():  # of diffusers' own imports
+        warnings.simplefilter("ignore", FutureWarning)
+        transformer = diffusers.WanTransformer3DModel(**sees).eval()
+    vae = diffusers.AutoencoderKLWan(
+        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
+        latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+    )  # fmt: skip
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0)
+    parts = {"transformer": transformer, "vae": vae.eval(), "scheduler": scheduler, **config}
+    missing = ("text_encoder", "tokenizer", "image_encoder", "image_processor")
+    pipe = diffusers.WanImageToVideoPipeline(**parts, **dict.fromkeys(missing))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _draw(pipe, width=128):
+    torch.manual_seed(0)
+    asked = FAMILIES["wan"].asked() | {"image": _noise(1, 3, 64, width).clamp(0, 1)}
+    generator = torch.Generator().manual_seed(0)
+    return pipe(
+        **asked, height=64, width=width, num_inference_steps=6, generator=generator,
+        output_type="latent", return_dict=False,
+    )[0]  # fmt: skip
+
+
+def test_condition_channels_are_pooled_without_the_noise_swap():
+    pipe = _image_to_video()
+    plain = _draw(pipe)
+    with fresco.accelerate(pipe, ALL_FINE):
+        assert _draw(pipe).equal(plain)
+    watch = Watch(pipe)
+    with fresco.accelerate(pipe, STAGED) as accelerated:
+        assert _draw(pipe).isfinite().all()
+        eps = accelerated._middleware.last.noise.eps
+    fine, coarse = watch.seen[-1][:, 4:], watch.seen[0]
+    assert coarse.shape == (1, 12, 2, 2, 4)
+    expected = torch.nn.functional.avg_pool3d(fine, (1, 4, 4))
+    torch.testing.assert_close(coarse[:, 4:], expected, rtol=0, atol=1e-6)
+    latents = 4 * torch.nn.functional.avg_pool2d(eps, 4)
+    torch.testing.assert_close(coarse[:, :4].flatten(1, 2), latents, rtol=0, atol=1e-5)
+
+
+def test_conditions_of_a_grid_that_cells_do_not_divide_go_on_over_the_border():
+    pipe = _image_to_video()
+    watch = Watch(pipe)
+    with fresco.accelerate(pipe, STAGED):
+        assert _draw(pipe, width=96).isfinite().all()
+    fine, coarse = watch.seen[-1][:, 4:], watch.seen[0][:, 4:]  # 12 px wide; 4 patches of 2 px
+    assert coarse.shape[-2:] == (2, 4)
+    torch.testing.assert_close(
+        coarse[..., -1], fine[..., -1].unflatten(-1, (-1, 4)).mean(-1), rtol=0, atol=1e-6
+    )
+
+
+def test_conditions_need_whole_grids():
+    with pytest.raises(errors.RecipeError, match="only whole-grid stages with WanAdapter"):
+        fresco.accelerate(_image_to_video(), MIXED)
+
+
+def _refused(pipe, match):
+    before = traces(pipe)
+    with pytest.raises(errors.AdapterError, match=match):
+        fresco.accelerate(pipe, STAGED)
+    assert traces(pipe) == before
+    fresco.accelerate(pipe, "identity").restore()
+
+
+def test_two_transformers_are_refused():
+    pipe = FAMILIES["wan"].make()
+    other = FAMILIES["wan"].make().transformer
+    pipe.register_modules(transformer_2=other)
+    _refused(pipe, r"expected one transformer, got two, of which sigma decides \(transformer_2\)")
+
+
+def test_a_timestep_per_token_is_refused():
+    _refused(_image_to_video(expand_timesteps=True), r"one per token \(expand_timesteps\)")
+
+
+@pytest.mark.parametrize("kind", ["latent_concat", "token_replace"])
+def test_hunyuan_video_from_a_picture_is_refused(kind):
+    pipe = FAMILIES["hunyuan_video"].make()
+    pipe.transformer.register_to_config(image_condition_type=kind)
+    _refused(pipe, f"expected text to video, got image_condition_type='{kind}'")
+
+
+def test_ltx_from_a_picture_is_refused():
+    parts = FAMILIES["ltx"].make().components
+    pipe = diffusers.LTXImageToVideoPipeline(**parts)
+    _refused(pipe, r"LTXImageToVideoPipeline, with one per token \(image\)")
+
+
+def test_cogvideox_takes_recipes_without_stages_only():
+    torch.manual_seed(0)
+    transformer = diffusers.CogVideoXTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4,
+        time_embed_dim=8, text_embed_dim=32, num_layers=2, sample_width=12, sample_height=8,
+        sample_frames=5, max_text_seq_length=5,
+    ).eval()  # fmt: skip
+    scheduler = diffusers.CogVideoXDDIMScheduler(prediction_type="v_prediction")
+    parts = {"transformer": transformer, "scheduler": scheduler}
+    missing = ("vae", "text_encoder", "tokenizer")
+    pipe = diffusers.CogVideoXPipeline(**parts, **dict.fromkeys(missing))
+    pipe.set_progress_bar_config(disable=True)
+
+    def draw():
+        return pipe(
+            prompt_embeds=_noise(1, 5, 32), negative_prompt_embeds=_noise(1, 5, 32, seed=2),
+            height=64, width=96, num_frames=5, num_inference_steps=6, output_type="latent",
+            generator=torch.Generator().manual_seed(0), return_dict=False,
+        )[0]  # fmt: skip
+
+    plain = draw()
+    with fresco.accelerate(pipe, "identity") as accelerated:
+        assert draw().equal(plain)
+        steps = accelerated.report.steps
+    assert [step.tokens for step in steps] == [2 * 4 * 6] * 6
+    kept = scheduler.alphas_cumprod[scheduler.timesteps]
+    assert [step.sigma for step in steps] == pytest.approx((1 - kept).sqrt().tolist())
+    with pytest.raises(errors.ScheduleError, match="evenly spaced timesteps"):
+        fresco.accelerate(pipe, STAGED)
+    pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    _refused(pipe, "trained by flow matching, got CogVideoX")
