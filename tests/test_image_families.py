@@ -53,7 +53,7 @@ def test_recomputed_positions_of_the_full_grid_are_the_model_s_own(name):
         return adapter.unembed(output, layout)
 
     own = adapter.unembed(transformer(**call), layout)
-    torch.testing.assert_close(predict(1e-6), own, rtol=0, atol=1e-5)
+    torch.testing.assert_close(predict(1e-6), own, rtol=0, atol=1e-4)  # LTX's angles are large
     # rotations know distances only, so halve those
     assert (predict(-layout.positions("fine") / 2) - own).abs().max() > 1e-3
     undo()
