@@ -91,7 +91,7 @@ def lora_weights(pipe, factor=0.3):
     generator = torch.Generator().manual_seed(1)
     weights = {}
     for name, module in pipe.transformer.named_modules():
-        if isinstance(module, torch.nn.Linear) and re.search(r"\.attn\d?\.to_", name):
+        if isinstance(module, torch.nn.Linear) and re.search(r"\.(attn\d?|attention)\.to_", name):
             for half, shape in (("A", (2, module.in_features)), ("B", (module.out_features, 2))):
                 drawn = torch.randn(shape, generator=generator)
                 weights[f"transformer.{name}.lora_{half}.weight"] = factor * drawn

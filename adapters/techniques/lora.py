@@ -94,7 +94,14 @@ class _Loaded(AbstractAttachment):
         return name in vars(self._transformer)
 
     def _check(self) -> None:
-        """Refuse a transformer that has a LoRA already, or weights that cannot be multiplied."""
+        """Refuse what cannot take a LoRA: the pipeline's class, its weights, one that is on."""
+        if not hasattr(self._pipe, "lora_state_dict"):
+            raise AttachError(
+                "lora.attach(pipe)",
+                "a pipeline that loads LoRAs (diffusers' loader mixins)",
+                type(self._pipe).__name__,
+                "Leave the LoRA out.",
+            )
         for weight in self._transformer.parameters():
             is_eight_bit = weight.is_floating_point() and weight.dtype.itemsize == 1
             if weight.is_meta or is_eight_bit:
