@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import types
 
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # of two, on two cores
+    torch.set_num_threads(1)
 
 PROFILE = {
     "deadline": None,

@@ -14,27 +14,23 @@ from fresco.reference import load
 from fresco.reference.dataset import held_out_captions
 from fresco.reference.evaluate import Sampling, judge_pictures, sample_pictures
 
-CAPTIONS = held_out_captions(6, seed=12)
+CAPTIONS = held_out_captions(4, seed=12)
 STAGES = load_recipe("reference_5x").model_dump(by_alias=True, exclude_unset=True)
-FIRST_BLOCK = {"kind": "cache", "method": "first_block", "threshold": 0.1}
+FIRST_BLOCK = {"kind": "cache", "method": "first_block", "threshold": 0.3}
 TAYLORSEER = {"kind": "cache", "method": "taylorseer", "interval": 2, "warmup": 3}
-CACHE_DIT = {"kind": "cache_dit", "threshold": 0.1, "warmup": 2}
+CACHE_DIT = {"kind": "cache_dit", "threshold": 0.3, "warmup": 2}
 INT8 = {"kind": "quantize", "form": "int8_weight_only"}
 INT8_DYNAMIC = {"kind": "quantize", "form": "int8_dynamic"}
-COMPILE = {"kind": "compile"}
 STACKS = {  # by name: entries, and the least PSNR to dynamic resolution alone
-    "first_block": ([FIRST_BLOCK], 25),
-    "taylorseer": ([TAYLORSEER], 25),
-    "cache_dit": ([CACHE_DIT], 25),
-    "int8_weight_only": ([INT8], 35),
-    "int8_dynamic": ([INT8_DYNAMIC], 30),
-    "first_block int8_weight_only compile": ([FIRST_BLOCK, INT8, COMPILE], 25),
+    "first_block": ([FIRST_BLOCK], 28),
+    "taylorseer": ([TAYLORSEER], 36),
+    "cache_dit": ([CACHE_DIT], 32),
+    "int8_weight_only": ([INT8], 45),
+    "int8_dynamic": ([INT8_DYNAMIC], 43),
+    "first_block int8_weight_only": ([FIRST_BLOCK, INT8], 28),
 }
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch's own, in inductor
-]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +42,7 @@ def draw(pipe, *stack):
     """Pictures of all captions under dynamic resolution and this stack, and its summary."""
     with fresco.accelerate(pipe, {**STAGES, "stack": list(stack)}) as accelerated:
         prompts = [caption.text for caption in CAPTIONS]
-        pictures = sample_pictures(pipe, prompts, Sampling(batch=3), lambda _: None)
+        pictures = sample_pictures(pipe, prompts, Sampling(batch=4), lambda _: None)
         return pictures, accelerated.summary()
 
 
@@ -66,6 +62,5 @@ def test_a_stack_keeps_the_picture_and_what_the_judge_reads_in_it(pipe, alone, n
     assert not any(row.idle for row in summary.rows)
     assert not pictures.equal(alone)
     psnr, judge = psnr_db(pictures, alone).mean().item(), judged(pictures)
-    print(f"{name}: PSNR {psnr:.1f} dB, attributes {judge:.3f}, alone {judged(alone):.3f}")
     assert psnr > least_psnr_db
     assert judge > judged(alone) - 0.1
