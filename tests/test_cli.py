@@ -59,7 +59,7 @@ def test_every_command_that_prints_a_table_writes_it_as_json_too():
 
     visit(typer.main.get_command(fresco.cli.app), "")
     # pictures, weights and a schema: no tables
-    assert sorted(without) == ["recipes schema", "reference train", "run"]
+    assert sorted(without) == ["recipes schema", "reference distill", "reference train", "run"]
 
 
 def test_json_that_cannot_be_written_exits_with_2():
