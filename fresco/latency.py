@@ -97,7 +97,7 @@ def recipes_for(model: str) -> dict[str, Recipe]:
 
     Example:
         >>> list(recipes_for("hunyuan-video"))
-        ['flux1-dev_balanced', 'flux1-dev_fast', 'flux1-dev_quality']
+        ['hunyuan-video_balanced', 'hunyuan-video_fast', 'hunyuan-video_quality']
     """
     own = [name for name in known_recipes() if name.startswith(f"{model}_")]
     names = own or [name for name in known_recipes() if name.startswith(f"{BORROWED}_")]

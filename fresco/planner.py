@@ -133,7 +133,7 @@ def plan(
     Example:
         >>> forecast = plan("reference", "reference_5x")
         >>> len(forecast.plan.steps), round(forecast.flops_speedup, 1)
-        (16, 5.3)
+        (12, 5.7)
     """
     checked = load_recipe(recipe)
     profile = load_device(device) if isinstance(device, str) else device
