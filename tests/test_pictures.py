@@ -101,7 +101,9 @@ def test_a_picture_says_how_it_can_be_made_again(tmp_path, folder, monkeypatch):
     monkeypatch.setattr(fresco.reference, "PIPELINE", folder)
     prompts = ("--prompt", "a red ring", "--prompt", "a blue plus", "--prompt", "a blue plus")
     change = ("--set", "stages[1].lift.form=clean", "--set", "stages[1].lift.to_sigma=0.8")
-    result = run("run", "reference_balanced", *prompts, *change, *SIZE, "--out", str(tmp_path / "a"))
+    result = run(
+        "run", "reference_balanced", *prompts, *change, *SIZE, "--out", str(tmp_path / "a")
+    )
     assert result.exit_code == 0, result.output
     first, second, third = sorted((tmp_path / "a").iterdir())
     request = read_request(second)
