@@ -92,6 +92,7 @@ def test_restore_under_another_wrap_is_refused_and_works_after(tiny_flux_pipe):
     assert traces(pipe) == before
 
 
+@pytest.mark.filterwarnings("ignore:promotion by tau did nothing")
 @settings(max_examples=10)
 @given(recipes(), st.integers(2, 24))
 def test_transformer_is_called_as_planned(raw, n_steps):
