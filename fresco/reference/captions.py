@@ -62,7 +62,7 @@ LEFT_OUT = {
     "colour": 0.12,
     "texture": 0.25,
     "size": 0.4,
-    "place": 0.1,
+    "place": 0.05,
     "background": 0.1,
     "background_colour": 0.1,
     "background_kind": 0.5,

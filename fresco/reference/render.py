@@ -2,7 +2,8 @@
 
 Everything is drawn as signed distances at twice the resolution and averaged down, so
 that no edge is jagged and the smaller sizes are what a camera would see: textures (11 to
-16 px at 256 px) fade with the size, and have melted into their mean colour at 16 px.
+16 px at 256 px) fade with the size, and have melted into their mean colour at 16 px. They lie
+along the axes of the picture.
 
 What a caption cannot say (exact position, angle, period and phase of a texture) is drawn
 from the generator.
@@ -141,9 +142,7 @@ def _texture(texture: str, x: Array, y: Array, rng: np.random.Generator) -> Arra
     """Share of the highlight, in [0, 1]."""
     if texture == "plain":
         return np.zeros_like(x)
-    quarter = int(rng.integers(4)) * np.pi / 4
-    u = np.cos(quarter) * x + np.sin(quarter) * y
-    v = np.cos(quarter) * y - np.sin(quarter) * x
+    u, v = (x, y) if rng.integers(2) else (y, x)  # stripes stand or lie
     phase_u, phase_v = rng.uniform(0, 1, 2)
     if texture == "striped":
         period = rng.uniform(11, 13)

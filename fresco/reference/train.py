@@ -4,7 +4,7 @@ Every part leaves its result in the run's folder and is not done again, so an in
 training goes on where it stopped. The transformer's schedule is a share of a time budget:
 the first 30 % see 64 and 128 px only, unless it goes on from trained weights; then all three,
 up to 70 % mostly parts of the pictures at 256 px.
-The rate is constant to one half and falls to zero; the last 15 % distil guidance.
+The rate is constant to one half and falls to zero; the last 45 % distil guidance.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ BATCH = {64: 80, 128: 36, 256: 8}  # pictures per step, all processes together: 
 PARTIAL_BATCH, PARTIAL_PLACES = 24, 3  # the same of partial pictures, and how many of 9 places
 PARTIAL_SHARE, PARTIAL_PROBABILITY = 0.7, 0.75  # of the time budget; then, of the steps at 256 px
 READOUT_WEIGHT = 0.2  # of the auxiliary loss, falling to zero
-EMA_DECAY, GUIDED_EMA_DECAY = 0.997, 0.97  # the guided share is short
+EMA_DECAY, GUIDED_EMA_DECAY = 0.997, 0.98  # the guided share is short
 WARM_UP = 100  # steps
-COARSE_SHARE, CONSTANT_SHARE, GUIDED_SHARE = 0.3, 0.5, 0.85  # of the time budget
+COARSE_SHARE, CONSTANT_SHARE, GUIDED_SHARE = 0.3, 0.5, 0.55  # of the time budget
 CHECKPOINT_S = 1200.0
 STARTED_FROM = "started_from.json"
 
