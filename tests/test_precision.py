@@ -27,7 +27,7 @@ def test_a_processor_computes_in_what_it_multiplies_faster(monkeypatch, faster):
 
 
 def test_a_gpu_computes_in_bfloat16(monkeypatch):
-    monkeypatch.setattr(precision, "_seconds_of_product", lambda dtype: 2.0)
+    monkeypatch.setattr(precision, "_seconds_of_product", lambda _: 2.0)
     assert precision.compute_dtype(torch.device("cuda")) == torch.bfloat16
 
 

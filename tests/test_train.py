@@ -102,8 +102,8 @@ def test_an_untrained_model_is_as_wrong_as_predicting_nothing():
     torch.testing.assert_close(loss, velocity.square().mean())
 
 
-def test_guidance_is_distilled_from_a_teacher_that_stays_as_it_is(monkeypatch, tmp_path):
-    """The teacher's answers are 2 with a caption and 1 without: guided by g, they are 1 + g."""
+def test_guidance_goes_on_from_the_data_in_the_direction_of_a_frozen_teacher(monkeypatch):
+    """The teacher's answers are 2 with a caption and -1 without: guidance g adds 3 (g - 1)."""
     monkeypatch.setattr("fresco.reference.transformer.NO_CAPTION", 0.0)
     student, teacher, batch = object(), object(), make_batch()
     told = []
@@ -111,14 +111,16 @@ def test_guidance_is_distilled_from_a_teacher_that_stays_as_it_is(monkeypatch, t
     def velocity(model, tokens, sigma, g, text, pooled):
         if model is teacher:
             assert g.eq(1).all()
-            said = 1.0 if text.equal(batch.no_text.expand_as(text)) else 2.0
+            said = -1.0 if text.equal(batch.no_text.expand_as(text)) else 2.0
             return torch.full_like(tokens.values, said)
         told.append(g)
         return torch.zeros_like(tokens.values)
 
     monkeypatch.setattr("fresco.reference.transformer.velocity", velocity)
     loss = flow_loss(student, batch, torch.Generator().manual_seed(0), teacher)
-    torch.testing.assert_close(loss, ((1 + told[0]) ** 2).mean())
+    eps = torch.randn(batch.latents.shape, generator=torch.Generator().manual_seed(0))
+    wanted = eps - batch.latents + 3 * (told[0] - 1).view(-1, 1, 1, 1)
+    torch.testing.assert_close(loss, wanted.square().mean())
 
 
 def test_the_last_share_of_the_budget_has_a_teacher(tmp_path):
@@ -130,6 +132,13 @@ def test_the_last_share_of_the_budget_has_a_teacher(tmp_path):
     training.take_step(make_batch(), torch.Generator().manual_seed(0))
     for name, weight in training.teacher.state_dict().items():
         assert weight.equal(before[name].to(compute_dtype(CPU))), name
+    training.save()
+    again = train.Training(tmp_path, 1.0, CPU)  # the teacher is not that of the interruption
+    for name, weight in again.teacher.state_dict().items():
+        assert weight.equal(training.teacher.state_dict()[name]), name
+    assert any(
+        not weight.equal(before[name]) for name, weight in again.averaged().state_dict().items()
+    )
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 48), (2, 64, 24), (1, 8, 8)], ids=str)

@@ -4,7 +4,7 @@ Every part leaves its result in the run's folder and is not done again, so an in
 training goes on where it stopped. The transformer's schedule is a share of a time budget:
 the first 30 % see 64 and 128 px only, unless it goes on from trained weights; then all three,
 up to 70 % mostly parts of the pictures at 256 px.
-The rate is constant to one half and falls to zero; the last 45 % distil guidance.
+The rate is constant to one half and falls to zero; the last 45 % learn guidance.
 """
 
 from __future__ import annotations
@@ -29,7 +29,13 @@ from fresco.reference.dataset import LatentDataset, make_pictures, write_shard
 from fresco.reference.precision import compute_dtype
 from fresco.reference.readout import Readout, token_places
 from fresco.reference.scenes import PLACES
-from fresco.reference.transformer import Batch, build_optimizers, build_transformer, flow_loss
+from fresco.reference.transformer import (
+    Batch,
+    build_optimizers,
+    build_transformer,
+    flow_loss,
+    transformer_of,
+)
 
 SEED = 1  # series of the training scenes, and of the autoencoder's
 VAE_STEPS, TEXT_STEPS, N_SHARDS = 2600, 1300, 12
@@ -169,7 +175,7 @@ class Training:
         for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * max(factor, 0.0)
         if self.progress > GUIDED_SHARE and self.teacher is None:
-            self.teacher = self.averaged().to(self.compute.device, self.compute.dtype)
+            self._set_teacher(self.average)
         loss = flow_loss(self.compute, batch, generator, self.teacher, seen.to(self.compute.device))
         told = self.readout.loss(batch.scenes, of_tokens[seen])
         (loss + READOUT_WEIGHT * max(1 - self.progress, 0) * told).backward()
@@ -196,11 +202,12 @@ class Training:
     def _copy_weights(self) -> None:
         torch._foreach_copy_(list(self.compute.parameters()), list(self.master.parameters()))
 
+    def _set_teacher(self, weights: dict[str, Tensor]) -> None:
+        self.teacher = transformer_of(weights).to(self.compute.device, self.compute.dtype)
+
     def averaged(self) -> FluxTransformer2DModel:
         """The transformer with the weights' moving average; what is shipped and sampled."""
-        transformer = build_transformer()
-        transformer.load_state_dict({n: p.cpu() for n, p in self.average.items()})
-        return transformer.eval()
+        return transformer_of(self.average)
 
     def save(self) -> None:
         """Write a checkpoint, whole or not at all."""
@@ -208,6 +215,7 @@ class Training:
             "model": self.master.state_dict(),
             "average": self.average,
             "readout": self.readout.state_dict(),
+            "teacher": self.teacher.state_dict() if self.teacher else None,
             "optimizers": [o.state_dict() for o in self.optimizers],
             "step": self.step,
             "elapsed_s": self.elapsed_s,
@@ -220,6 +228,8 @@ class Training:
         self.readout.load_state_dict(state["readout"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+        if state["teacher"]:
+            self._set_teacher(state["teacher"])
         self.average, self.step = state["average"], state["step"]
         self.elapsed_s = state["elapsed_s"]
 

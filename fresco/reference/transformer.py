@@ -1,15 +1,17 @@
 """The reference model's transformer: `FluxTransformer2DModel`, and one step of its training.
 
 Flow matching at three sizes: `x = (1 - sigma) x0 + sigma eps`, the model predicts `eps - x0`.
-In the last part of the training the guidance scale that the model is told is distilled into
-it, as in FLUX.1-dev: the target is what a frozen teacher, the model so far, predicts with
-classifier-free guidance of that scale (Meng et al., arXiv 2210.03142v3, Eq. 2). With the
-model as its own teacher the loss exploded within about 50 steps (docs/explanation).
+In the last part of the training the guidance scale that the model is told becomes part of it, as
+in FLUX.1-dev: the target goes on from the data in the direction that the caption makes a
+difference in (model guidance: Tang et al., arXiv 2502.12154v1). Deviates: the direction is that
+of a frozen teacher, the model so far, because with the model as its own teacher the loss
+exploded within about 50 steps (docs/explanation).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -45,6 +47,13 @@ def build_transformer() -> FluxTransformer2DModel:
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
     return transformer
+
+
+def transformer_of(weights: Mapping[str, Tensor]) -> FluxTransformer2DModel:
+    """A transformer with these weights, on the CPU, to sample from."""
+    transformer = build_transformer()
+    transformer.load_state_dict({name: weight.cpu() for name, weight in weights.items()})
+    return transformer.eval()
 
 
 def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
@@ -91,13 +100,13 @@ def flow_loss(
     teacher: FluxTransformer2DModel | None = None,
     seen: Tensor | None = None,
 ) -> Tensor:
-    """Mean squared error to the velocity, or to a teacher's guided prediction if there is one.
+    """Mean squared error to the velocity, guided by a teacher if there is one.
 
     Args:
         transformer: What is trained.
         batch: Clean latents and captions.
         generator: Source of noise, noise levels, guidance and dropped captions.
-        teacher: Frozen; its guided prediction is the target.
+        teacher: Frozen; guidance g adds (g - 1) times what the caption changes in its prediction.
         seen: Numbers of the image tokens that the transformers are given, int64 [n]; default: all.
     """
     x0 = batch.latents
@@ -124,7 +133,7 @@ def flow_loss(
             with_caption = velocity(teacher, tokens, sigma, one, text, pooled)
             nothing = batch.no_text.expand_as(text), batch.no_pooled.expand_as(pooled)
             without = velocity(teacher, tokens, sigma, one, *nothing)
-        target = without + g.view(b, 1, 1) * (with_caption - without)
+        target = target + (g.view(b, 1, 1) - 1) * (with_caption - without)
     return F.mse_loss(velocity(transformer, tokens, sigma, g, text, pooled), target)
 
 
