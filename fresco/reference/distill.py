@@ -29,7 +29,7 @@ from fresco.reference.trajectories import LIFTED, Segments, read_shards
 from fresco.reference.transformer import Tokens, velocity
 
 if TYPE_CHECKING:
-    from fresco.reference.train import Log
+    from fresco.reference.log import Log
 
 RANK = 32
 TARGETS = (  # attention and feed-forward projections of the blocks, as a pattern of names

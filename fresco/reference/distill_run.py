@@ -15,8 +15,8 @@ from fresco.output import make_directory
 from fresco.reference import load, parallel, trajectories
 from fresco.reference.bench import weights_digest
 from fresco.reference.distill import RANK, Distillation, train_lora
+from fresco.reference.log import Log, write_log
 from fresco.reference.provenance import provenance
-from fresco.reference.train import Log, write_log
 from fresco.reference.trajectories import write_shards
 
 if TYPE_CHECKING:

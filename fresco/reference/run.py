@@ -10,7 +10,8 @@ from fresco.comparison import save_sheet
 from fresco.reference import assemble, parallel, train
 from fresco.reference.dataset import held_out_captions
 from fresco.reference.evaluate import Sampling, sample_pictures
-from fresco.reference.train import Log, Training
+from fresco.reference.log import Log, write_log
+from fresco.reference.train import Training
 
 N_SHEET = 8  # pictures of a sample sheet
 SHEET_STEPS = 25
@@ -42,7 +43,7 @@ def train_reference(
     """
     folder.mkdir(parents=True, exist_ok=True)
     device = parallel.start(device)
-    write = train.write_log(folder)
+    write = write_log(folder)
 
     def log_both(figures: dict[str, float]) -> None:
         if parallel.rank() == 0:

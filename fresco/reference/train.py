@@ -9,7 +9,6 @@ The rate is constant to one half and falls to zero; the last 45 % learn guidance
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections import defaultdict
@@ -26,6 +25,7 @@ from transformers import CLIPTextModel, PreTrainedTokenizerFast, T5EncoderModel
 from fresco.reference import parallel, text
 from fresco.reference.autoencoder import train_autoencoder
 from fresco.reference.dataset import LatentDataset, make_pictures, write_shard
+from fresco.reference.log import Log
 from fresco.reference.precision import compute_dtype
 from fresco.reference.readout import Readout, token_places
 from fresco.reference.scenes import PLACES
@@ -48,8 +48,6 @@ WARM_UP = 100  # steps
 COARSE_SHARE, CONSTANT_SHARE, GUIDED_SHARE = 0.3, 0.5, 0.55  # of the time budget
 CHECKPOINT_S = 1200.0
 STARTED_FROM = "started_from.json"
-
-Log = Callable[[dict[str, float]], None]
 
 
 def start_from(pipeline: Path, folder: Path) -> None:
@@ -291,13 +289,3 @@ def train_transformer(
             saved_s = training.elapsed_s
             data = LatentDataset(seed, folder)  # more shards may have been written meanwhile
     return training
-
-
-def write_log(folder: Path) -> Log:
-    """A log that appends JSON lines to the run's `log.jsonl`."""
-
-    def log(figures: dict[str, float]) -> None:
-        with (folder / "log.jsonl").open("a") as file:
-            file.write(json.dumps(figures) + "\n")
-
-    return log
