@@ -19,7 +19,7 @@ from fresco.techniques import (
     register_technique,
 )
 
-from .blocks import Place, block_linears, first_weight, moved
+from .blocks import Place, block_linears, first_weight, moved, places
 
 Make = Callable[[torch.nn.Linear], torch.nn.Module]
 Form = Literal[
@@ -79,9 +79,9 @@ class _Quantized(AbstractAttachment):
         self._transformer, self._was = transformer, first_weight(transformer)
         self._keeps = config.keep_original
         make = _maker(config.form)
-        places = list(block_linears(transformer, config.exclude))
-        _check_precision(places)
-        hooked = [place.name for place in places if "forward" in vars(place.module)]
+        found = list(block_linears(transformer, config.exclude))
+        _check_precision(found)
+        hooked = [place.name for place in found if "forward" in vars(place.module)]
         if hooked:
             raise AttachError(
                 "quantize.attach(pipe)",
@@ -89,7 +89,7 @@ class _Quantized(AbstractAttachment):
                 f"{len(hooked)} with, as leaf-level offload puts them ({hooked[0]}, ...)",
                 "Accelerate first, then enable the offload; or offload whole models.",
             )
-        made = [(place, _quantize(place, make, config.form)) for place in places]
+        made = [(place, _quantize(place, make, config.form)) for place in found]
         for place, module in made:
             self._n_bytes_before += _n_bytes(place.module)
             self._n_bytes += _n_bytes(module)
@@ -110,10 +110,13 @@ class _Quantized(AbstractAttachment):
             warnings.warn(message, FrescoWarning, stacklevel=4)
 
     def restore(self) -> None:
-        for place, _ in reversed(self._put):
-            for name, weight in place.module.named_parameters(recurse=False):
-                setattr(place.module, name, moved(weight, self._was, self._transformer))
-            place.put(place.module)
+        originals = {module: place.module for place, module in self._put}
+        for place in places(self._transformer):  # a LoRA that is gone may have moved them
+            original = originals.get(place.module)
+            if original is not None:
+                for name, weight in original.named_parameters(recurse=False):
+                    setattr(original, name, moved(weight, self._was, self._transformer))
+                place.put(original)
 
     def counts(self) -> Counts:
         numbers = {"layers": self._n_layers, "bytes": self._n_bytes}
