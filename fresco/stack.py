@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from fresco.errors import AttachError, FrescoError, FrescoWarning
+from fresco.foreign_caches import guard_caches, minds_caches
 from fresco.middleware import Middleware
 from fresco.offload import offload_of
 from fresco.techniques import (
@@ -119,6 +120,8 @@ class Stack:
             undo.callback(middleware.restore)
             self._attach_phase("hooks", undo)
             self._attach_phase("graph", undo)
+            if minds_caches(middleware.recipe):
+                undo.callback(guard_caches(middleware.transformer))
             listeners = (layer.attachment.listener for layer in self.layers)
             middleware.listeners.on_layout += [each for each in listeners if each]
             middleware.listeners.on_end += [self.warn_idle, self.warn_offload]
@@ -133,10 +136,19 @@ class Stack:
         """Take everything off, last in first out; a second time does nothing.
 
         Raises:
-            AttachError: If others have built on it since; nothing is taken off then.
+            AttachError: If others have built on it since, or a call goes on; nothing is taken
+                off then.
         """
         if not self._middleware:
             return
+        run = self._middleware.last
+        if run and run.goes_on:
+            raise AttachError(
+                "Accelerated.restore()",
+                "a pipeline between its calls",
+                f"one whose call goes on, in thread {run.thread.name!r}",
+                "Wait for its end; pipe._interrupt = True in a callback brings it.",
+            )
         self._middleware.check_restorable()
         if self._modules:
             self._check_modules(self._middleware.transformer)
@@ -175,11 +187,8 @@ class Stack:
 
     def _check_modules(self, transformer: torch.nn.Module) -> None:
         """Refuse to put weights back under modules that came since."""
-        now = _modules(transformer)
-        if now == dict(self._found):
-            return  # others have put back what weights would
-        changed = [key for _, key in {*now} ^ {*self._modules}]
-        changed += [k[1] for k in {*now} & {*self._modules} if now[k] is not self._modules[k]]
+        known = {*self._modules.values(), *self._found.values()}  # others may have put some back
+        changed = [key for (_, key), module in _modules(transformer).items() if module not in known]
         if changed:
             raise AttachError(
                 "Accelerated.restore()",

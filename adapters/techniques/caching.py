@@ -84,16 +84,16 @@ class AbstractCaching(AbstractAttachment, AbstractListener):
         name = "outside" if call is None else f"{self._pass_name or call.n_pass}|{call.group}"
         self.enter(name, call)
 
-    def after_call(self) -> bool:
+    def after_call(self) -> int:
         n_reused = self.leave()
         self.abandon()
         if self._pass_name is None:
             self._at_work = None
         if self._is_outside:
-            return False
+            return 0
         self._n_calls, self._n_reused = self._n_calls + 1, self._n_reused + n_reused
         self._n_hits += n_reused > 0
-        return n_reused > 0
+        return n_reused
 
     def end_run(self) -> None:
         self._is_stale = True
