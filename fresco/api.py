@@ -125,7 +125,7 @@ class Accelerated:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.restore()
+        self._stack.restore(has_failed=error is not None)
 
 
 def accelerate(pipe: Any, recipe: str | Path | Mapping[str, Any] | Recipe) -> Accelerated:

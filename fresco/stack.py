@@ -15,6 +15,7 @@ from fresco.errors import AttachError, FrescoError, FrescoWarning
 from fresco.foreign_caches import guard_caches, minds_caches
 from fresco.middleware import Middleware
 from fresco.offload import offload_of
+from fresco.run import Run
 from fresco.techniques import (
     PHASES,
     AbstractAttachment,
@@ -95,6 +96,7 @@ class Stack:
         self._found: Mapping[tuple[int, str], torch.nn.Module] = {}  # as they found them
         self._undo = contextlib.ExitStack()
         self._offload = offload_of(pipe)
+        self._ended: Run | None = None  # the last run that came to its end
 
     def attach(self, make_middleware: Callable[[], Middleware]) -> Middleware:
         """Attach the techniques and, between weights and hooks, the middleware; or nothing.
@@ -124,7 +126,7 @@ class Stack:
                 undo.callback(guard_caches(middleware.transformer))
             listeners = (layer.attachment.listener for layer in self.layers)
             middleware.listeners.on_layout += [each for each in listeners if each]
-            middleware.listeners.on_end += [self.warn_idle, self.warn_offload]
+            middleware.listeners.on_end += [self._note_end, self.warn_idle, self.warn_offload]
             self.warn_idle(("weights",))
             self.warn_offload()
             self._undo = undo.pop_all()
@@ -132,8 +134,11 @@ class Stack:
             layer.attachment.settle()
         return middleware
 
-    def restore(self) -> None:
+    def restore(self, *, has_failed: bool = False) -> None:
         """Take everything off, last in first out; a second time does nothing.
+
+        Args:
+            has_failed: Whether an exception has ended what went on.
 
         Raises:
             AttachError: If others have built on it since, or a call goes on; nothing is taken
@@ -142,7 +147,7 @@ class Stack:
         if not self._middleware:
             return
         run = self._middleware.last
-        if run and run.goes_on:
+        if run and run is not self._ended and run.goes_on and not has_failed:
             raise AttachError(
                 "Accelerated.restore()",
                 "a pipeline between its calls",
@@ -184,6 +189,10 @@ class Stack:
             self._offload = now
             message = f"offload {before} was overridden, now it is {now}; enable it again"
             warnings.warn(message, FrescoWarning, stacklevel=3)
+
+    def _note_end(self) -> None:
+        """Remember which run came to its end: its pipeline may be in a call around it yet."""
+        self._ended = self._middleware.last if self._middleware else None
 
     def _check_modules(self, transformer: torch.nn.Module) -> None:
         """Refuse to put weights back under modules that came since."""

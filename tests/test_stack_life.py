@@ -9,6 +9,7 @@ from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS
 
 import fresco
 from fresco import errors
+from fresco.adapters.techniques.caching import AbstractCaching
 from tests.conftest import FRESCO_5, draw_latents, traces
 from tests.test_stacking import FORCED, cache, lora_weights, with_stack
 
@@ -17,6 +18,27 @@ FOREIGN = {
     "MagCacheConfig": MagCacheConfig(num_inference_steps=6, mag_ratios=FLUX_MAG_RATIOS),
     "FirstBlockCacheConfig": FirstBlockCacheConfig(),
 }
+
+
+class _Untold(AbstractCaching):
+    """A cache in runs that start in the middle of a schedule: none of their calls is planned."""
+
+    hint = "none"
+
+    def restore(self):
+        pass
+
+    def flush(self):
+        pass
+
+    def enter(self, key, call):
+        pass
+
+    def leave(self):
+        return 0
+
+    def abandon(self):
+        pass
 
 
 def to_image(pipe):
@@ -48,6 +70,13 @@ def test_img2img_from_the_same_parts_shares_weights_and_nothing_else(tiny_flux_p
         assert draw_latents(tiny_flux_pipe).equal(mine)
     assert before().equal(plain)
     assert since().equal(plain)
+
+
+def test_a_cache_that_no_call_is_told_to_is_warned_of():
+    caching = _Untold()
+    assert caching.idle() is None  # before any run
+    caching.end_run()
+    assert "no call of the run was planned" in caching.idle()
 
 
 @pytest.mark.parametrize("method", FORCED)
@@ -82,6 +111,32 @@ def test_restoring_while_a_call_goes_on_is_refused_and_changes_nothing(tiny_flux
     assert len(refused) == 6
     accelerated.restore()
     assert traces(tiny_flux_pipe) == before
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_pipeline_may_accelerate_itself_for_one_call(tiny_flux_pipe, dies):
+    class Own(type(tiny_flux_pipe)):
+        def __call__(self, **asked):
+            with fresco.accelerate(self, FRESCO_5):
+                return super().__call__(**asked)
+
+    def end(_pipe, step, _timestep, _tensors):
+        if dies and step == 3:
+            raise KeyError(step)
+        return {}
+
+    with fresco.accelerate(tiny_flux_pipe, FRESCO_5):
+        expected = draw_latents(tiny_flux_pipe)
+    own = Own(**tiny_flux_pipe.components)
+    own.default_sample_size = 16
+    own.set_progress_bar_config(disable=True)
+    before = traces(own)
+    if dies:
+        with pytest.raises(KeyError):
+            draw_latents(own, callback_on_step_end=end)
+    else:
+        assert draw_latents(own, callback_on_step_end=end).equal(expected)
+    assert traces(own) == before
 
 
 @pytest.mark.parametrize("name", FOREIGN)

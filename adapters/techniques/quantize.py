@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from fresco.errors import AttachError, FrescoWarning
 from fresco.techniques import (
@@ -65,6 +66,17 @@ class QuantizeConfig(TechniqueConfig):
     keep_original: bool = Field(
         True, description="false frees the original weights; restore() leaves the quantized ones"
     )
+
+    @field_validator("exclude")
+    @classmethod
+    def _are_patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                message = f"{pattern!r} is no regular expression: {error}"
+                raise ValueError(message) from None
+        return patterns
 
     def attach(self, pipe: Any) -> AbstractAttachment:
         return _Quantized(pipe.transformer, self)
