@@ -6,10 +6,10 @@ import pytest
 import torch
 from diffusers import FirstBlockCacheConfig, FluxImg2ImgPipeline, MagCacheConfig
 from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS
+from fresco.adapters.techniques.caching import AbstractCaching
 
 import fresco
 from fresco import errors
-from fresco.adapters.techniques.caching import AbstractCaching
 from tests.conftest import FRESCO_5, draw_latents, traces
 from tests.test_stacking import FORCED, cache, lora_weights, with_stack
 
