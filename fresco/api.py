@@ -9,10 +9,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fresco.checks import check_mixes, check_model, check_scheduler, check_start, check_unattached
+from fresco.checks import (
+    check_mixes,
+    check_model,
+    check_scheduler,
+    check_start,
+    check_unattached,
+    check_unwrapped,
+)
 from fresco.combinations import check_combination, warn_combination
 from fresco.cost import Cost, plan_cost
 from fresco.errors import AdapterError, FrescoWarning, ScheduleError
+from fresco.foreign_caches import check_uncached
 from fresco.middleware import Middleware
 from fresco.ports import AbstractModelAdapter, find_adapter
 from fresco.recipe import Recipe, load_recipe
@@ -85,7 +93,8 @@ class Accelerated:
         it warns before anything is taken off, and leaves it.
 
         Raises:
-            AttachError: If others have built on it since; nothing is taken off then.
+            AttachError: If others have built on it since, or a call of the pipeline goes on;
+                nothing is taken off then.
         """
         self._stack.restore()
 
@@ -104,7 +113,7 @@ class Accelerated:
         return explain_order(self._stack.configs, len(self.recipe.stages))
 
     def trace(self) -> tuple[StepRecord, ...]:
-        """Rows of the last run: layout, passes, how many a cache answered, seconds."""
+        """Rows of the last run: layout, passes, those a cache answered, blocks reused, seconds."""
         return self.report.steps
 
     def __enter__(self) -> Accelerated:
@@ -116,7 +125,7 @@ class Accelerated:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.restore()
+        self._stack.restore(has_failed=error is not None)
 
 
 def accelerate(pipe: Any, recipe: str | Path | Mapping[str, Any] | Recipe) -> Accelerated:
@@ -153,6 +162,7 @@ def accelerate(pipe: Any, recipe: str | Path | Mapping[str, Any] | Recipe) -> Ac
         if getattr(pipe, name, None) is None:
             got, fix = type(pipe).__name__, "Use a pipeline of a Diffusion Transformer."
             raise AdapterError(_WHERE, f"a pipeline with a {name}", got, fix)
+    check_unwrapped(pipe.transformer)
     adapter = find_adapter(pipe.transformer)
     check_model(pipe, checked)
     if checked.stages and adapter.model == "any":
@@ -160,6 +170,7 @@ def accelerate(pipe: Any, recipe: str | Path | Mapping[str, Any] | Recipe) -> Ac
         hint = "; one would add mixed layouts, costs and checks (docs/how-to/add-a-model.md)"
         warnings.warn(message + hint, FrescoWarning, stacklevel=2)
     check_unattached(pipe)
+    check_uncached(pipe, checked)
     doubt = check_combination(pipe, checked)
     stack = Stack(pipe, checked.techniques)
     plan = None

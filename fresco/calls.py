@@ -51,8 +51,8 @@ class AbstractListener(ABC):
         """Prepare the call that comes next; None if no run of this pipeline is on."""
 
     @abstractmethod
-    def after_call(self) -> bool:
-        """End that call; returns whether a part of it was not computed."""
+    def after_call(self) -> int:
+        """End that call; returns how many modules it did not compute."""
 
     def end_run(self) -> None:  # noqa: B027
         """The run has ended as it should."""
@@ -88,7 +88,10 @@ class Listeners:
 
     def after_call(self) -> bool:
         """End a call; returns whether a part of it was not computed."""
-        return sum(listener.after_call() for listener in self.on_layout) > 0  # all are told
+        n_reused = sum(listener.after_call() for listener in self.on_layout)  # all are told
+        if self._run:
+            self._run.n_reused += n_reused
+        return n_reused > 0
 
     def end_run(self) -> None:
         """End the run."""

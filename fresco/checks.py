@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fresco.errors import AttachError, RecipeError, ScheduleError
+from torch._dynamo import OptimizedModule  # torch names it nowhere else
+
+from fresco.errors import AdapterError, AttachError, RecipeError, ScheduleError
 from fresco.middleware import Middleware
 from fresco.ports import AbstractModelAdapter
 from fresco.recipe import Recipe
@@ -26,6 +28,17 @@ _REASONS = {  # of schedulers that a recipe with stages cannot drive
     "CogVideoXDDIMScheduler": "steps between evenly spaced timesteps, and stages are spaced freely",
     "CogVideoXDPMScheduler": "draws fresh noise in every step",
 }
+
+
+def check_unwrapped(transformer: Any) -> None:
+    """Refuse what `torch.compile(transformer)` returns: a module around the model."""
+    if isinstance(transformer, OptimizedModule):
+        raise AdapterError(
+            _WHERE,
+            "the transformer itself",
+            f"one in a wrapper of torch.compile ({type(transformer._orig_mod).__name__})",
+            "Set pipe.transformer = pipe.transformer._orig_mod and name compile in the recipe.",
+        )
 
 
 def check_model(pipe: Any, recipe: Recipe) -> None:

@@ -20,6 +20,7 @@ class StepRecord:
         passes: Transformer calls (two with true classifier-free guidance).
         seconds: From its first call to the end of its solver step.
         cached: Transformer calls that a cache answered in part.
+        reused: Modules (blocks, or their attention) that these did not compute.
     """
 
     stage: int
@@ -29,11 +30,15 @@ class StepRecord:
     passes: int
     seconds: float
     cached: int = 0
+    reused: int = 0
 
     @classmethod
-    def of(cls, step: Step, passes: int, seconds: float, cached: int = 0) -> StepRecord:
+    def of(
+        cls, step: Step, passes: int, seconds: float, cached: int = 0, reused: int = 0
+    ) -> StepRecord:
         """Record a planned step as taken."""
-        return cls(step.stage, step.sigma, step.side, step.n_tokens, passes, seconds, cached)
+        plan = step.stage, step.sigma, step.side, step.n_tokens
+        return cls(*plan, passes, seconds, cached, reused)
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,8 @@ class Report:
 
     Example:
         >>> print(Report((StepRecord(0, 1.0, 2, 256, 1, 0.5),)))
-        step stage  sigma side tokens passes seconds
-           0     0 1.0000    2    256      1   0.500
+        step stage  sigma side tokens passes cached reused seconds
+           0     0 1.0000    2    256      1      0      0   0.500
     """
 
     steps: tuple[StepRecord, ...] = ()
@@ -66,7 +71,7 @@ class Report:
     def __str__(self) -> str:
         lines: Iterable[str] = (
             f"{i:4} {s.stage:5} {s.sigma:6.4f} {s.side:4} {s.tokens:6} {s.passes:6} "
-            f"{s.seconds:7.3f}"
+            f"{s.cached:6} {s.reused:6} {s.seconds:7.3f}"
             for i, s in enumerate(self.steps)
         )
-        return "\n".join(["step stage  sigma side tokens passes seconds", *lines])
+        return "\n".join(["step stage  sigma side tokens passes cached reused seconds", *lines])

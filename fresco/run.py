@@ -17,7 +17,7 @@ from fresco.promotion import Promotion, promote
 from fresco.report import StepRecord
 from fresco.schedule import Plan, Step
 from fresco.score import N_ESTIMATES, SCORES, Evidence
-from fresco.wraps import goes_on_elsewhere
+from fresco.wraps import calling, goes_on_elsewhere
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Run:
         n_done: Steps taken.
         n_passes: Transformer calls of the step at hand.
         n_cached: Calls of it, parts of a batch by themselves, that a cache answered in part.
+        n_reused: Modules, blocks or their attention, that it did not compute in these.
         started_s: Clock at the first of them.
         n_text_tokens: Of the last call.
         records: Of the steps taken.
@@ -66,6 +67,7 @@ class Run:
     n_done: int = 0
     n_passes: int = 0
     n_cached: int = 0
+    n_reused: int = 0
     started_s: float = 0.0
     n_text_tokens: int = 0
     records: list[StepRecord] = field(default_factory=list)
@@ -81,6 +83,12 @@ class Run:
     def is_here(self) -> bool:
         """Whether the calling thread is the run's own."""
         return self.thread is threading.current_thread()
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether its thread is in the run's call yet; False if it began outside of any."""
+        is_called = self.caller is not None and self.thread.is_alive()
+        return is_called and calling(DiffusionPipeline, self.thread) is self.caller
 
     @property
     def goes_on_elsewhere(self) -> bool:
@@ -129,10 +137,12 @@ class Run:
             n_tokens = round(self.plan.frames * mean)
             self.plan = self.plan.with_tokens(self.n_done, n_tokens)
             step = self.plan.steps[self.n_done]
+        seconds = now_s - self.started_s
         self.records.append(
-            StepRecord.of(step, self.n_passes, now_s - self.started_s, self.n_cached)
+            StepRecord.of(step, self.n_passes, seconds, self.n_cached, self.n_reused)
         )
-        self.n_done, self.n_passes, self.n_cached = self.n_done + 1, 0, 0
+        self.n_done, self.n_passes = self.n_done + 1, 0
+        self.n_cached = self.n_reused = 0
         if self.step and self.step.promotion:
             self._promote(self.step.promotion, self.step.side, goes_on=step.promotion is not None)
 

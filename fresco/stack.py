@@ -12,8 +12,10 @@ from typing import Any
 import torch
 
 from fresco.errors import AttachError, FrescoError, FrescoWarning
+from fresco.foreign_caches import guard_caches, minds_caches
 from fresco.middleware import Middleware
 from fresco.offload import offload_of
+from fresco.run import Run
 from fresco.techniques import (
     PHASES,
     AbstractAttachment,
@@ -94,6 +96,7 @@ class Stack:
         self._found: Mapping[tuple[int, str], torch.nn.Module] = {}  # as they found them
         self._undo = contextlib.ExitStack()
         self._offload = offload_of(pipe)
+        self._ended: Run | None = None  # the last run that came to its end
 
     def attach(self, make_middleware: Callable[[], Middleware]) -> Middleware:
         """Attach the techniques and, between weights and hooks, the middleware; or nothing.
@@ -119,9 +122,11 @@ class Stack:
             undo.callback(middleware.restore)
             self._attach_phase("hooks", undo)
             self._attach_phase("graph", undo)
+            if minds_caches(middleware.recipe):
+                undo.callback(guard_caches(middleware.transformer))
             listeners = (layer.attachment.listener for layer in self.layers)
             middleware.listeners.on_layout += [each for each in listeners if each]
-            middleware.listeners.on_end += [self.warn_idle, self.warn_offload]
+            middleware.listeners.on_end += [self._note_end, self.warn_idle, self.warn_offload]
             self.warn_idle(("weights",))
             self.warn_offload()
             self._undo = undo.pop_all()
@@ -129,14 +134,26 @@ class Stack:
             layer.attachment.settle()
         return middleware
 
-    def restore(self) -> None:
+    def restore(self, *, has_failed: bool = False) -> None:
         """Take everything off, last in first out; a second time does nothing.
 
+        Args:
+            has_failed: Whether an exception has ended what went on.
+
         Raises:
-            AttachError: If others have built on it since; nothing is taken off then.
+            AttachError: If others have built on it since, or a call goes on; nothing is taken
+                off then.
         """
         if not self._middleware:
             return
+        run = self._middleware.last
+        if run and run is not self._ended and run.goes_on and not has_failed:
+            raise AttachError(
+                "Accelerated.restore()",
+                "a pipeline between its calls",
+                f"one whose call goes on, in thread {run.thread.name!r}",
+                "Wait for its end; pipe._interrupt = True in a callback brings it.",
+            )
         self._middleware.check_restorable()
         if self._modules:
             self._check_modules(self._middleware.transformer)
@@ -173,13 +190,14 @@ class Stack:
             message = f"offload {before} was overridden, now it is {now}; enable it again"
             warnings.warn(message, FrescoWarning, stacklevel=3)
 
+    def _note_end(self) -> None:
+        """Remember which run came to its end: its pipeline may be in a call around it yet."""
+        self._ended = self._middleware.last if self._middleware else None
+
     def _check_modules(self, transformer: torch.nn.Module) -> None:
         """Refuse to put weights back under modules that came since."""
-        now = _modules(transformer)
-        if now == dict(self._found):
-            return  # others have put back what weights would
-        changed = [key for _, key in {*now} ^ {*self._modules}]
-        changed += [k[1] for k in {*now} & {*self._modules} if now[k] is not self._modules[k]]
+        known = {*self._modules.values(), *self._found.values()}  # others may have put some back
+        changed = [key for (_, key), module in _modules(transformer).items() if module not in known]
         if changed:
             raise AttachError(
                 "Accelerated.restore()",

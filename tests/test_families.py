@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 
 import pytest
 import torch
@@ -260,7 +261,14 @@ def test_quantization_stacks_and_comes_off(family, pipe):
     with fresco.accelerate(pipe, {**STAGED, "stack": stack}) as accelerated:
         got = family.draw(pipe)
         layers = {row.kind: row.counts for row in accelerated.summary().rows}["quantize"]["layers"]
-    assert layers > 0
+        linears = [
+            (name, module)
+            for name, module in pipe.transformer.named_modules()
+            if isinstance(module, torch.nn.Linear)
+        ]
+        quantized = [n for n, linear in linears if type(linear.weight.data) is not torch.Tensor]
+    assert len(quantized) == layers > 0
+    assert not [n for n in quantized if re.search("norm|embed|mod|ada|lora|^proj_out", n, re.I)]
     assert 0 < (got - expected).norm() / expected.norm() < 0.1
     assert family.draw(pipe).equal(plain)
 

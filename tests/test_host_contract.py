@@ -108,7 +108,7 @@ def test_names_of_diffusers_caches_that_a_cache_is_read_by():
         sea_cache,
         taylorseer_cache,
     )
-    from fresco.adapters.techniques.cache_methods import METHODS
+    from fresco.adapters.techniques.cache import METHODS
 
     sources = [
         inspect.getsource(module)

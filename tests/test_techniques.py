@@ -101,6 +101,7 @@ def test_every_problem_of_a_stack_is_reported_with_its_place():
             {"kind": "lora"},
             {"kind": "quantize", "form": "int3"},
             "cache",
+            {"kind": "quantize", "exclude": ["attn", "to_(q"]},
         ]
     )[1]
     expected = [
@@ -111,6 +112,7 @@ def test_every_problem_of_a_stack_is_reported_with_its_place():
         ("give source or state_dict, one of the two", "@ $.stack[4]"),
         ("Input should be 'int8_weight_only'", "@ $.stack[5].form"),
         ("unknown technique None", "@ $.stack[6].kind"),
+        ("'to_(q' is no regular expression: missing ), unterminated", "@ $.stack[7].exclude"),
     ]
     assert len(found) == len(expected)
     for problem, (start, end) in zip(found, expected, strict=True):

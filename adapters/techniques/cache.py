@@ -25,10 +25,19 @@ from fresco.techniques import (
     register_technique,
 )
 
-from .cache_methods import METHODS, Clock, Method
+from .cache_attention import FasterCache, PyramidAttention
+from .cache_methods import Clock, FirstBlock, MagCache, Method, SeaCache, TaylorSeer
 from .caching import AbstractCaching
 
 Name = Literal["first_block", "taylorseer", "magcache", "pab", "fastercache", "seacache"]
+METHODS: Mapping[str, type[Method]] = {
+    "first_block": FirstBlock,
+    "taylorseer": TaylorSeer,
+    "magcache": MagCache,
+    "pab": PyramidAttention,
+    "fastercache": FasterCache,
+    "seacache": SeaCache,
+}
 
 
 @register_technique

@@ -29,6 +29,7 @@ class AbstractCaching(AbstractAttachment, AbstractListener):
         self._pass_name: str | None = None
         self._at_work: tuple[threading.Thread, object | None] | None = None  # and its pipeline
         self._is_stale = self._is_outside = True
+        self._has_run = False
         self._n_calls = self._n_hits = self._n_reused = self._n_flushes = 0
 
     @abstractmethod
@@ -63,8 +64,10 @@ class AbstractCaching(AbstractAttachment, AbstractListener):
         }
 
     def idle(self) -> str | None:
-        if self._n_hits or not self._n_calls:
+        if self._n_hits or not self._has_run:
             return None
+        if not self._n_calls:
+            return "no call of the run was planned, so that all were computed whole"
         return f"no hit in {self._n_calls} calls; {self.hint}"
 
     def on_layout(self, call: Call) -> None:
@@ -84,19 +87,19 @@ class AbstractCaching(AbstractAttachment, AbstractListener):
         name = "outside" if call is None else f"{self._pass_name or call.n_pass}|{call.group}"
         self.enter(name, call)
 
-    def after_call(self) -> bool:
+    def after_call(self) -> int:
         n_reused = self.leave()
         self.abandon()
         if self._pass_name is None:
             self._at_work = None
         if self._is_outside:
-            return False
+            return 0
         self._n_calls, self._n_reused = self._n_calls + 1, self._n_reused + n_reused
         self._n_hits += n_reused > 0
-        return n_reused > 0
+        return n_reused
 
     def end_run(self) -> None:
-        self._is_stale = True
+        self._is_stale = self._has_run = True
         self.flush()
 
     def name_passes(self, transformer: Any) -> Callable[[], None]:

@@ -71,9 +71,9 @@ class _Compiled(AbstractAttachment):
     def __init__(self, transformer: torch.nn.Module, config: CompileConfig) -> None:
         self._n_graphs = 0
         self._blocks = repeated_blocks(transformer)
-        compiled = [block for block in self._blocks if block._compiled_call_impl]
+        compiled = [m for m in (transformer, *self._blocks) if m._compiled_call_impl]
         if not self._blocks or compiled:
-            got = "one with compiled blocks" if compiled else "one without"
+            got = "one that is compiled already" if compiled else "one without"
             expected = "a transformer with repeated blocks that are not compiled"
             raise AttachError("compile.attach(pipe)", expected, got, "Leave compile out.")
         backend = _find_backend(config.backend)

@@ -127,14 +127,17 @@ class _Loaded(AbstractAttachment):
         name = "fresco"
         given = _locate(config.source) if config.source else dict(config.state_dict or {})
         named = {"weight_name": config.weight_name} if config.weight_name else {}
-        state = self._pipe.lora_state_dict(given, return_alphas=True, **named)
-        weights, alphas = state[:2] if isinstance(state, tuple) else (state, None)
-        text = [key for key in weights if key.startswith("text_encoder")]
-        if text:
-            got = f"{len(text)} tensors for text encoders ({text[0]}, ...)"
-            fix = "Load those yourself, before accelerate()."
-            raise AttachError("lora.attach(pipe)", "a LoRA for the transformer", got, fix)
-        self._transformer.load_lora_adapter(weights, network_alphas=alphas, adapter_name=name)
+        state = self._pipe.lora_state_dict(
+            given, return_alphas=True, return_lora_metadata=True, **named
+        )
+        weights, *more = state if isinstance(state, tuple) else (state, None)
+        _check_weights(weights)
+        self._transformer.load_lora_adapter(
+            weights,
+            network_alphas=more[0] if len(more) > 1 else None,
+            metadata=more[-1],  # ranks and alphas of its training
+            adapter_name=name,
+        )
         self._transformer.set_adapters([name], [config.strength])
         layers: list[Any] = [m for m in self._transformer.modules() if isinstance(m, LoraLayer)]
         with torch.no_grad():
@@ -158,6 +161,25 @@ class _Loaded(AbstractAttachment):
             )
         self._transformer.fuse_lora(adapter_names=[name])
         self._transformer.unload_lora()
+
+
+def _check_weights(weights: Mapping[str, Any]) -> None:
+    """Refuse what holds more than a LoRA of the transformer, or none of it."""
+    text = [key for key in weights if key.startswith("text_encoder")]
+    others = [key for key in weights if "lora" not in key]
+    if text:
+        got = f"{len(text)} tensors for text encoders ({text[0]}, ...)"
+        fix = "Load those yourself, before accelerate()."
+    elif others:
+        got = f"{len(others)} tensors that are no LoRA ({others[0]}, ...)"
+        fix = "Load them yourself, before accelerate(), and leave the LoRA out."
+    elif not any(key.startswith("transformer.") for key in weights):
+        named = f" ({next(iter(weights))}, ...)" if weights else ""
+        got = f"{len(weights)} tensors, none of it{named}"
+        fix = "Choose a LoRA of this model, with names that begin with `transformer.`."
+    else:
+        return
+    raise AttachError("lora.attach(pipe)", "a LoRA for the transformer", got, fix)
 
 
 def _locate(source: str) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from fresco.errors import AttachError, FrescoWarning
 from fresco.techniques import (
@@ -19,7 +20,7 @@ from fresco.techniques import (
     register_technique,
 )
 
-from .blocks import Place, block_linears, first_weight, moved
+from .blocks import Place, block_linears, first_weight, moved, places
 
 Make = Callable[[torch.nn.Linear], torch.nn.Module]
 Form = Literal[
@@ -66,6 +67,17 @@ class QuantizeConfig(TechniqueConfig):
         True, description="false frees the original weights; restore() leaves the quantized ones"
     )
 
+    @field_validator("exclude")
+    @classmethod
+    def _are_patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                message = f"{pattern!r} is no regular expression: {error}"
+                raise ValueError(message) from None
+        return patterns
+
     def attach(self, pipe: Any) -> AbstractAttachment:
         return _Quantized(pipe.transformer, self)
 
@@ -79,9 +91,9 @@ class _Quantized(AbstractAttachment):
         self._transformer, self._was = transformer, first_weight(transformer)
         self._keeps = config.keep_original
         make = _maker(config.form)
-        places = list(block_linears(transformer, config.exclude))
-        _check_precision(places)
-        hooked = [place.name for place in places if "forward" in vars(place.module)]
+        found = list(block_linears(transformer, config.exclude))
+        _check_precision(found)
+        hooked = [place.name for place in found if "forward" in vars(place.module)]
         if hooked:
             raise AttachError(
                 "quantize.attach(pipe)",
@@ -89,7 +101,7 @@ class _Quantized(AbstractAttachment):
                 f"{len(hooked)} with, as leaf-level offload puts them ({hooked[0]}, ...)",
                 "Accelerate first, then enable the offload; or offload whole models.",
             )
-        made = [(place, _quantize(place, make, config.form)) for place in places]
+        made = [(place, _quantize(place, make, config.form)) for place in found]
         for place, module in made:
             self._n_bytes_before += _n_bytes(place.module)
             self._n_bytes += _n_bytes(module)
@@ -110,10 +122,13 @@ class _Quantized(AbstractAttachment):
             warnings.warn(message, FrescoWarning, stacklevel=4)
 
     def restore(self) -> None:
-        for place, _ in reversed(self._put):
-            for name, weight in place.module.named_parameters(recurse=False):
-                setattr(place.module, name, moved(weight, self._was, self._transformer))
-            place.put(place.module)
+        originals = {module: place.module for place, module in self._put}
+        for place in places(self._transformer):  # a LoRA that is gone may have moved them
+            original = originals.get(place.module)
+            if original is not None:
+                for name, weight in original.named_parameters(recurse=False):
+                    setattr(original, name, moved(weight, self._was, self._transformer))
+                place.put(original)
 
     def counts(self) -> Counts:
         numbers = {"layers": self._n_layers, "bytes": self._n_bytes}
