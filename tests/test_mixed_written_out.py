@@ -12,6 +12,7 @@ from fresco.injection import inject
 from fresco.layout import TokenLayout
 from fresco.lift import draw_clean
 from fresco.noise import NoiseField
+from fresco.ports import find_adapter
 from fresco.promotion import promote
 from fresco.score import SCORES, Evidence
 from tests.conftest import draw_latents
@@ -186,12 +187,12 @@ def test_the_last_steps_are_at_the_model_s_own_positions(tiny_flux_pipe, name):
 
 
 def test_positions_are_told_in_float32_to_a_transformer_in_half_precision(tiny_flux_pipe):
-    pipe, seen = tiny_flux_pipe.to(torch.bfloat16), []
-    with fresco.accelerate(pipe, RUNS["edges"]):
-        pipe.transformer.register_forward_pre_hook(
-            lambda _m, _a, kwargs: seen.append(kwargs["img_ids"]), with_kwargs=True
-        )
-        draw_latents(pipe)
-    mixed = [ids for ids in seen if len(ids) not in (4, 64)]
-    assert len(mixed) == 3
-    assert all(ids.dtype == torch.float32 for ids in mixed)
+    adapter = find_adapter(tiny_flux_pipe.transformer)
+    layout = TokenLayout.whole(2, 600, 2, 2)
+    like = torch.zeros(1, dtype=torch.bfloat16)
+    call = {"hidden_states": like.new_zeros(1, 1200, 16), "img_ids": like.new_zeros(1200, 3)}
+    positions = layout.positions("fine")
+    tokens = torch.zeros(1, layout.n_tokens, 4, 2, 2)
+    ids = adapter.embed(call, tokens, layout, positions)["img_ids"]
+    assert ids.dtype == torch.float32
+    assert ids[:, 1:].equal(positions)  # 598.5 is 600 in bfloat16
