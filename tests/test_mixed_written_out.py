@@ -20,6 +20,8 @@ from tests.slow import slow_interpolate, slow_positions, slow_prolong, slow_rest
 from tests.test_mixed_runs import RUNS, varied
 
 SIZES = [(64, 64), (72, 40)]
+RISING = [0, 0.1, 0.2, 0.3, 0.5, 0.5]
+CHANGE = varied(promote={"score": "temporal_variance", "budget": RISING})
 
 
 def lifted(lift, x, v, eps, layout):
@@ -34,11 +36,11 @@ def lifted(lift, x, v, eps, layout):
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize(
-    "name", ["edges", "temporal_variance", "threshold", "split", "injection", "coarse units"]
+    "name", ["edges", "change", "threshold", "split", "injection", "coarse units"]
 )
 def test_a_mixed_run_is_the_algorithm_written_out(tiny_flux_pipe, name, size):
     pipe, layouts = tiny_flux_pipe, []
-    with fresco.accelerate(pipe, RUNS[name]) as accelerated:
+    with fresco.accelerate(pipe, {**RUNS, "change": CHANGE}[name]) as accelerated:
         hook = pipe.transformer.register_forward_pre_hook(
             lambda *_: layouts.append(accelerated._middleware.last.mixed)
         )
