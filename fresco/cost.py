@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fresco.layout import TokenLayout
 from fresco.memory import peak_bytes
 from fresco.ports import AbstractModelAdapter, find_adapter
 from fresco.schedule import Plan, Step
-from fresco.score import CELL
 
 
 @dataclass(frozen=True)
@@ -87,8 +84,10 @@ def step_flops(plan: Plan, step: Step, transformer: Any, n_text_tokens: int) -> 
         FLOPs; with phase-aligned positions those of the second attention too.
     """
     identity = _identity(transformer)
-    again = (_count_attention(*identity, n, n_text_tokens) for n in _seen_again(plan, step))
-    return pass_flops(transformer, step.n_tokens, n_text_tokens) + sum(again)
+    again = (plan.frames * n for n in step.n_seen_again)
+    return pass_flops(transformer, step.n_tokens, n_text_tokens) + sum(
+        _count_attention(*identity, n, n_text_tokens) for n in again
+    )
 
 
 def plan_cost(plan: Plan, transformer: Any, n_text_tokens: int) -> Cost:
@@ -126,15 +125,6 @@ def _count_attention(model: Any, config: str, n_tokens: int, n_text_tokens: int)
         transformer(**adapter.example_call(transformer, n_tokens, n_text_tokens))
     by_module = counter.get_flop_counts()
     return sum(sum(counts.values()) for name, counts in by_module.items() if name.endswith(".attn"))
-
-
-def _seen_again(plan: Plan, step: Step) -> list[int]:
-    """Tokens that coarse queries attend to once more, by side: phase-aligned attention."""
-    if step.units != "phase" or step.promotion is None:
-        return []
-    layout = TokenLayout.whole(plan.rows, plan.columns, 1)
-    sides = [4, CELL] if step.side == 4 and step.promotion.split < 1 else [CELL]
-    return [plan.frames * math.prod(layout.cells(side)) for side in sides]
 
 
 @functools.lru_cache(maxsize=64)

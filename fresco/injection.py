@@ -58,8 +58,9 @@ def interpolate(
 
     Source:
         JiT, arXiv 2603.10744: nearest anchor, blurred by `0.4 / sqrt(density)`, at least 1.
-        Deviates: of the clean part of the velocity, and the noise of each place is kept, so
-        that later tokens need no new noise.
+        Deviates: of its own cell's anchor, which in large cells is not the nearest; of the clean
+        part of the velocity, and the noise of each place is kept, so that later tokens need no
+        new noise.
     """
     rows, columns = layout.sides.shape
     anchors = _anchors(layout).to(tokens.device)

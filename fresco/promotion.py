@@ -6,13 +6,14 @@ into fine tokens. Ties go to the upper left.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fresco.layout import TokenLayout
+from fresco.layout import SIDES, TokenLayout
 from fresco.score import CELL
 
 
@@ -25,7 +26,8 @@ class Promotion:
         first: Which end of the score is promoted first.
         budget: Share of the grid's side-2 cells that are fine; or
         tau: the score up to (`low`) or from (`high`) which a cell is promoted.
-        split: Share of the grid's side-4 cells that are split at least once.
+        split: Share of the grid's side-4 cells that are split at least once; a budget splits as
+            many more as its cells need.
         multiple: Token counts are rounded up to a multiple of this, where one can be met.
     """
 
@@ -58,41 +60,57 @@ def promote(layout: TokenLayout, score: Tensor, how: Promotion) -> TokenLayout:
     rows, columns = layout.sides.shape
     small = layout.sides[::CELL, ::CELL]  # side of every side-2 cell [H, W]
     if (small == 4).any():
-        small = _split_large(small, urgency, how.split)
-    chosen = _choose(small, urgency, _areas(rows, columns), how)
+        small = _split_large(small, urgency, how)
+    chosen = _choose(small, urgency, cell_areas(rows, columns), how)
     small = torch.where(chosen, torch.ones_like(small), small)
     finer = small.repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)[:rows, :columns]
     return TokenLayout(finer, layout.patch_px)
 
 
-def budget_tokens(rows: int, columns: int, side: int, how: Promotion) -> int:
-    """Tokens that a budget asks for on a grid, its upper left cells promoted.
+def seen_again(layouts: Sequence[TokenLayout]) -> tuple[int, ...]:
+    """Count the tokens that coarse queries attend to once more: phase-aligned attention.
 
-    Where cells reach over the border a run has fewer, if it promotes some of those.
+    Args:
+        layouts: Of the images of a batch.
+
+    Returns:
+        Tokens by cell side, coarsest first, in the mean over images; none for fine queries.
+
+    Example:
+        >>> seen_again([TokenLayout.whole(8, 8, 2), TokenLayout.whole(8, 8, 1)])
+        (8,)
+    """
+    seen = (
+        sum(len(layout.seen_at(side)[0]) for layout in layouts if side in layout.sides_used)
+        for side in SIDES
+        if side > 1
+    )
+    return tuple(round(n / len(layouts)) for n in seen if n)
+
+
+def cell_areas(rows: int, columns: int) -> Tensor:
+    """Count the fine tokens of every side-2 cell of a grid; fewer at odd borders.
 
     Args:
         rows: Fine token rows.
         columns: Fine token columns.
-        side: Cell side of what is not promoted.
-        how: Promotion with a budget; a threshold counts as everything promoted.
 
     Returns:
-        Tokens of a step, at most rows * columns.
+        Int64 [H, W].
 
     Example:
-        >>> budget_tokens(8, 8, 2, Promotion("edges", "high", budget=0.25))
-        28
+        >>> cell_areas(3, 4).tolist()
+        [[4, 4], [2, 2]]
     """
-    layout = TokenLayout.whole(rows, columns, side)
-    ramp = torch.arange(float(-(-rows // CELL) * -(-columns // CELL)))
-    if how.budget is None:
-        return rows * columns
-    score = ramp.view(-(-rows // CELL), -(-columns // CELL))
-    return promote(layout, -score if how.first == "high" else score, how).n_tokens
+    heights = torch.full((-(-rows // CELL),), CELL)
+    widths = torch.full((-(-columns // CELL),), CELL)
+    heights[-1] -= rows % CELL
+    widths[-1] -= columns % CELL
+    return heights[:, None] * widths[None]
 
 
-def _split_large(small: Tensor, urgency: Tensor, share: float) -> Tensor:
-    """Split side-4 cells until a share of them is split; the urgency of one is its mean."""
+def _split_large(small: Tensor, urgency: Tensor, how: Promotion) -> Tensor:
+    """Split side-4 cells until enough are split; the urgency of one is its mean."""
     h, w = small.shape
     total, count = (
         F.avg_pool2d(x[None, None], 2, ceil_mode=True, divisor_override=1)[0, 0]
@@ -100,10 +118,13 @@ def _split_large(small: Tensor, urgency: Tensor, share: float) -> Tensor:
     )
     mean = total / count
     is_split = small[::2, ::2] < 4
-    n = max(_count(share, mean.numel()), int(is_split.sum()))
-    first = _in_order(mean.masked_fill(is_split, torch.inf))[:n]
+    order = _in_order(mean.masked_fill(is_split, torch.inf))
+    counts = count.flatten()[order]
+    earlier = counts.cumsum(0) - counts  # side-2 cells in those that are split before each
+    n_needed = int((earlier < _count(how.budget or 0.0, small.numel())).sum())
+    n = max(_count(how.split, mean.numel()), int(is_split.sum()), n_needed)
     is_split = torch.zeros(mean.numel(), dtype=torch.bool)
-    is_split[first] = True
+    is_split[order[:n]] = True
     spread = is_split.view_as(mean).repeat_interleave(2, 0).repeat_interleave(2, 1)[:h, :w]
     return torch.where(spread & (small == 4), torch.full_like(small, CELL), small)
 
@@ -137,15 +158,6 @@ def _rounded(n: int, growth: Tensor, n_tokens: int, multiple: int) -> int:
     tokens = n_tokens + torch.cat((growth.new_zeros(1), growth.cumsum(0)))
     fits = (tokens[n:] % multiple == 0).nonzero().flatten()
     return n + int(fits[0]) if len(fits) else n
-
-
-def _areas(rows: int, columns: int) -> Tensor:
-    """Fine tokens of every side-2 cell, int64 [H, W]; fewer at odd borders."""
-    heights = torch.full((-(-rows // CELL),), CELL)
-    widths = torch.full((-(-columns // CELL),), CELL)
-    heights[-1] -= rows % CELL
-    widths[-1] -= columns % CELL
-    return heights[:, None] * widths[None]
 
 
 def _in_order(urgency: Tensor) -> Tensor:

@@ -133,9 +133,7 @@ class Run:
         """Record the step at hand, go on to the next and promote its cells."""
         assert self.plan is not None
         if step.promotion:
-            mean = sum(layout.n_tokens for layout in self.mixed) / len(self.mixed)
-            n_tokens = round(self.plan.frames * mean)
-            self.plan = self.plan.with_tokens(self.n_done, n_tokens)
+            self.plan = self.plan.with_layouts(self.n_done, self.mixed)
             step = self.plan.steps[self.n_done]
         seconds = now_s - self.started_s
         self.records.append(

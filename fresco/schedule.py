@@ -9,11 +9,11 @@ from itertools import pairwise
 import numpy as np
 
 from fresco.errors import ScheduleError
+from fresco.expected import expected_steps
 from fresco.layout import PositionUnits, TokenLayout
 from fresco.lift import Lift
-from fresco.promotion import Promotion, budget_tokens
+from fresco.promotion import Promotion, seen_again
 from fresco.recipe import Recipe
-from fresco.score import SCORES
 from fresco.stages import StageConfig
 
 
@@ -31,6 +31,7 @@ class Step:
         promotion: Of the cells of a mixed layout; None on a whole grid.
         units: Positions that the transformer is told.
         is_injected: Whether anchors stand for their cells, instead of averages.
+        n_seen_again: Tokens that coarse queries of each side attend to once more (`phase`).
     """
 
     stage: int
@@ -42,6 +43,7 @@ class Step:
     promotion: Promotion | None = None
     units: PositionUnits = "native"
     is_injected: bool = False
+    n_seen_again: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,12 @@ class Plan:
         """Whether a step has a mixed layout."""
         return any(step.promotion for step in self.steps)
 
-    def with_tokens(self, index: int, n_tokens: int) -> Plan:
-        """Return the plan with the tokens that one step turned out to have."""
+    def with_layouts(self, index: int, layouts: Sequence[TokenLayout]) -> Plan:
+        """Return the plan with the tokens that the images of one mixed step turned out to have."""
         steps = list(self.steps)
-        steps[index] = replace(steps[index], n_tokens=n_tokens)
+        mean = sum(layout.n_tokens for layout in layouts) / len(layouts)
+        seen = seen_again(layouts) if steps[index].units == "phase" else ()
+        steps[index] = replace(steps[index], n_tokens=round(self.frames * mean), n_seen_again=seen)
         return replace(self, steps=tuple(steps))
 
 
@@ -185,7 +189,8 @@ def make_plan(recipe: Recipe, request: PlanRequest) -> Plan:
         scheduler's), ends at 0, and rises only between stages.
 
     Raises:
-        ScheduleError: If fewer than one step is asked for.
+        ScheduleError: If fewer than one step is asked for, or a score compares estimates and
+            there is but one.
 
     Example:
         >>> from fresco.recipe import load_recipe
@@ -206,12 +211,15 @@ def make_plan(recipe: Recipe, request: PlanRequest) -> Plan:
         return _kept_plan(request)
     bounds = recipe.bounds()
     steps: list[Step] = []
-    side = 1
+    whole = TokenLayout.whole(request.rows, request.columns, 1)
+    layout = whole
     for i, (stage, (start, end)) in enumerate(zip(recipe.stages, bounds, strict=True)):
-        side = side if stage.cell == "mixed" else stage.cell
+        if stage.cell != "mixed":
+            layout = whole = TokenLayout.whole(request.rows, request.columns, stage.cell)
         n = scaled_steps(stage.steps, request.n_steps, recipe.baseline_steps)
-        promotions = _promotions(stage, n)
-        tokens = [_n_tokens(request, side, promotion) for promotion in promotions]
+        expected = expected_steps(stage, n, len(steps), whole, layout)
+        layout = expected[-1].layout
+        tokens = [request.frames * step.layout.n_tokens for step in expected]
         sigmas = _stage_sigmas(stage, (start, end), n, request.shift(round(sum(tokens) / n)))
         following = recipe.stages[i + 1] if i + 1 < len(bounds) else None
         entry = bounds[i + 1][0] if following else 0.0
@@ -225,12 +233,13 @@ def make_plan(recipe: Recipe, request: PlanRequest) -> Plan:
                     stage=i,
                     sigma=sigmas[k],
                     next_sigma=next_sigma,
-                    side=side,
+                    side=whole.sides_used[0],
                     n_tokens=tokens[k],
                     lift=lift if k == n - 1 else None,
-                    promotion=promotions[k],
+                    promotion=expected[k].promotion,
                     units=stage.units,
                     is_injected=stage.restrict == "injection",
+                    n_seen_again=expected[k].n_seen_again,
                 )
             )
     return Plan(
@@ -258,26 +267,6 @@ def _kept_plan(request: PlanRequest) -> Plan:
         keeps_schedule=True,
         frames=request.frames,
     )
-
-
-def _promotions(stage: StageConfig, n: int) -> list[Promotion | None]:
-    """Promotion of each of a stage's `n` steps; None on a whole grid."""
-    how = stage.promote
-    if how is None:
-        return [None] * n
-    first = how.first or SCORES[how.score][1]
-    return [
-        Promotion(how.score, first, how.budget_at(k, n), how.tau, how.split, how.multiple)
-        for k in range(n)
-    ]
-
-
-def _n_tokens(request: PlanRequest, side: int, promotion: Promotion | None) -> int:
-    """Tokens of a step; those of the full grid where only the run can tell."""
-    rows, columns = request.rows, request.columns
-    if promotion is None:
-        return request.frames * TokenLayout.whole(rows, columns, side).n_tokens
-    return request.frames * budget_tokens(rows, columns, side, promotion)
 
 
 def _stage_sigmas(

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
 from fresco.layout import SIDES, PositionUnits
 from fresco.lift import LiftForm, UpMode, expanded_sigma
@@ -13,12 +21,22 @@ from fresco.score import SCORES, First
 
 Sigma = float  # noise level in [0, 1], 1 = pure noise
 Bounds = tuple[Sigma, Sigma]  # start and end of a stage
+_NUMBERS = (int, float, int | None, float | None)
 
 
 class Config(BaseModel):
     """An entry of a recipe: unknown keys are refused, values cannot change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse what pydantic would take as 1 or 0."""
+        is_number = cls.model_fields[str(info.field_name)].annotation in _NUMBERS
+        if is_number and isinstance(value, bool):
+            raise ValueError(f"must be a number, got {value}")
+        return value
 
 
 class LiftConfig(Config):
@@ -166,6 +184,7 @@ def stage_problems(stages: Sequence[StageConfig], may_grow: bool) -> Iterable[st
             yield f"up needs a next stage that lifts with form clean or fresh @ {path}.up"
         yield from _sigma_problems(stage, start, end, path)
         yield from _mixed_problems(stage, before, path)
+        yield from _promotion_problems(stage, _promoted_before(stages[:i]), path)
 
 
 def _coarseness(stage: StageConfig) -> float:
@@ -191,6 +210,8 @@ def _mixed_problems(stage: StageConfig, before: StageConfig | None, path: str) -
     near_mixed = "mixed" in (stage.cell, before.cell if before else None)
     if near_mixed and stage.lift and stage.lift.to_sigma is None:
         yield f"a lift into or out of a mixed stage needs to_sigma @ {path}.lift.to_sigma"
+    if before and before.cell == "mixed" and stage.lift and stage.lift.form == "spectral":
+        yield f"spectral redraws the details of whole grids, not of promoted cells @ {path}.lift"
     if stage.restrict == "injection" and stage.positions:
         yield f"anchors keep their own positions; leave positions out @ {path}.positions"
     if stage.cell != "mixed":
@@ -205,19 +226,38 @@ def _mixed_problems(stage: StageConfig, before: StageConfig | None, path: str) -
         yield f"a mixed layout has no native grid; use fine, coarse or phase @ {path}.positions"
     if stage.promote is None:
         yield f"a mixed stage needs promote @ {path}.promote"
+
+
+def _promoted_before(stages: Sequence[StageConfig]) -> list[PromoteConfig]:
+    """What the mixed stages say that a next one goes on from."""
+    run = takewhile(lambda stage: stage.cell == "mixed", reversed(stages))
+    return [stage.promote for stage in run if stage.promote]
+
+
+def _shares(promote: PromoteConfig) -> tuple[Share, ...]:
+    """Budgets of a stage's steps; of a threshold, none."""
+    return promote.budget if isinstance(promote.budget, tuple) else (promote.budget or 0.0,)
+
+
+def _promotion_problems(
+    stage: StageConfig, earlier: Sequence[PromoteConfig], path: str
+) -> Iterable[str]:
+    """Say what is wrong with the promotion of a mixed stage, by itself and after others."""
+    if stage.cell != "mixed" or stage.promote is None:
         return
     promote = stage.promote
     if (promote.budget is None) == (promote.tau is None):
         yield f"give budget or tau, one of the two @ {path}.promote"
-    shares = promote.budget if isinstance(promote.budget, tuple) else (promote.budget or 0.0,)
+    shares = _shares(promote)
     if max(shares) > promote.split:
         yield f"split must let {max(shares):g} of the cells be fine @ {path}.promote.split"
     if isinstance(promote.budget, tuple) and len(promote.budget) != stage.steps:
         yield f"{len(promote.budget)} shares for {stage.steps} steps @ {path}.promote.budget"
-    earlier = before.promote if before else None
-    if earlier and promote.budget is not None and earlier.budget is not None:
-        last = earlier.budget if isinstance(earlier.budget, float) else max(earlier.budget)
-        if shares[0] < last or promote.split < earlier.split:
-            yield f"a promoted cell stays promoted: {last:g} of them are @ {path}.promote"
+    last = max((max(_shares(one)) for one in earlier), default=0.0)
+    if promote.budget is not None and shares[0] < last:
+        yield f"a promoted cell stays promoted: {last:g} of them are @ {path}.promote"
+    split = max((one.split for one in earlier), default=0.0)
+    if promote.split < split:
+        yield f"a split cell stays split: {split:g} of them are @ {path}.promote.split"
     if list(shares) != sorted(shares):
         yield f"a promoted cell stays promoted: shares must not fall @ {path}.promote.budget"

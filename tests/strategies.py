@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fresco.layout import TokenLayout
 from fresco.noise import NoiseField
-from fresco.score import SCORES
+from fresco.score import COMPARING, SCORES
 
 SEEDS = st.integers(0, 2**31)
 
@@ -44,17 +44,19 @@ def field_for(layout, seed, b=2, c=3):
 
 
 @st.composite
-def promotes(draw, n_steps):
-    """What a mixed stage of `n_steps` says of its promotion."""
-    promote = {"score": draw(st.sampled_from(sorted(SCORES)))}
+def promotes(draw, n_steps, before=()):
+    """What a mixed stage of `n_steps` says of its promotion, after other mixed stages."""
+    promote = {"score": draw(st.sampled_from(sorted(SCORES.keys() - COMPARING)))}
+    least = max((share for one in before for share in one.get("budget", ())), default=0)
     if draw(st.booleans()):
-        shares = st.lists(st.floats(0, 1), min_size=n_steps, max_size=n_steps)
+        shares = st.lists(st.floats(least, 1), min_size=n_steps, max_size=n_steps)
         promote["budget"] = sorted(draw(shares))
     else:
         promote["tau"] = draw(st.floats(-2, 2))
+    split = max((one.get("split", 1) for one in before), default=0)
     for key, values in (
         ("first", st.sampled_from(("high", "low"))),
-        ("split", st.floats(max(promote.get("budget", [0])), 1)),
+        ("split", st.floats(max(split, *promote.get("budget", [0])), 1)),
         ("multiple", st.integers(1, 16)),
     ):
         if draw(st.booleans()):
@@ -64,19 +66,22 @@ def promotes(draw, n_steps):
 
 @st.composite
 def recipes(draw, mixed=True):
-    """Recipes of one to three stages that are valid."""
+    """Recipes of one to four stages that are valid."""
     cells = sorted(draw(st.lists(st.sampled_from((4, 2, 1)), max_size=2)), reverse=True)
     if mixed and cells and cells[-1] > 1 and draw(st.booleans()):
-        cells.append("mixed")
+        cells += ["mixed"] * draw(st.integers(1, 2))
     stages, start = [], 1.0
     for i, cell in enumerate([*cells, 1]):
         stage = {"cell": cell, "steps": draw(st.integers(1, 9))}
         if cell == "mixed":
-            stage["promote"] = draw(promotes(stage["steps"]))
+            before = [stage["promote"] for stage in stages if "promote" in stage]
+            stage["promote"] = draw(promotes(stage["steps"], before))
         if i and draw(st.booleans()):
             start = min(start + draw(st.floats(0.05, 0.3)), 0.95)
-            form = draw(st.sampled_from(("trajectory", "clean", "latent", "fresh", "spectral")))
-            stage["lift"] = {"form": form, "to_sigma": start}
+            forms = ["trajectory", "clean", "latent", "fresh", "spectral"]
+            if cells[i - 1] == "mixed":
+                forms.remove("spectral")
+            stage["lift"] = {"form": draw(st.sampled_from(forms)), "to_sigma": start}
         if draw(st.booleans()):
             stage["shift"] = draw(st.floats(0.3, 8))
         if cell != 1 and draw(st.booleans()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fresco.hadamard import details, expand
@@ -13,6 +13,7 @@ from fresco.layout import TokenLayout
 from fresco.lift import Lift, lift_latents
 from fresco.noise import NoiseField
 from fresco.transfer import cut_patches, prolong
+from tests.slow import slow_interpolate
 from tests.strategies import SEEDS, field_for, layouts, normal
 
 
@@ -58,6 +59,16 @@ def test_a_flat_clean_part_is_interpolated_exactly(layout, seed, a):
     torch.testing.assert_close(spread, grid, rtol=0, atol=1e-12)
 
 
+@settings(max_examples=5)
+@given(layouts(), SEEDS, st.floats(-1, 1))
+def test_between_anchors_is_their_blur(layout, seed, a):
+    field, p = field_for(layout, seed, b=1, c=2), layout.patch_px
+    tokens = normal(seed + 1, 1, layout.n_tokens, 2, p, p)
+    expected = slow_interpolate(tokens, field, a, layout)
+    got = interpolate(tokens, field, a, layout)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+
 @given(layouts(), SEEDS)
 def test_fine_tokens_are_their_own_anchors(layout, seed):
     latents = normal(seed, 2, 3, *layout.grid_px)
@@ -83,14 +94,3 @@ def test_positions_of_a_pinned_mixed_layout(units, expected):
 def test_coarse_units_stay_when_the_last_coarse_cell_is_promoted():
     fine = TokenLayout.whole(2, 2, 1).positions("coarse", side=2)
     assert fine.tolist() == [[0.0, 0.0], [0.0, 0.5], [0.5, 0.0], [0.5, 0.5]]
-
-
-@given(layouts())
-def test_fine_positions_are_the_mean_of_a_cell_s_whole_tokens(layout):
-    for (row, column), side, position in zip(
-        layout.token_starts.tolist(),
-        layout.token_sides.tolist(),
-        layout.positions("fine").tolist(),
-        strict=True,
-    ):
-        assert position == [sum(range(x, x + side)) / side for x in (row, column)]

@@ -47,6 +47,10 @@ RUNS = {
     "injection": varied(restrict="injection"),
     "coarse units": varied(positions="coarse"),
     "phase": varied(positions="phase"),
+    "phase of three sides": varied(
+        positions="phase", promote={"score": "edges", "budget": 0.2, "split": 0.6}
+    ),
+    "phase of none": varied(positions="phase", promote={"score": "edges", "budget": 1.0}),
     "fresh": varied(lift={"form": "fresh", "to_sigma": 0.8}),
     "spectral": varied(lift={"form": "spectral", "to_sigma": 0.8}),
 }
@@ -152,7 +156,10 @@ def test_a_threshold_that_makes_a_difference_is_not_warned_of(tiny_flux_pipe, re
     assert not [each for each in recwarn if issubclass(each.category, errors.FrescoWarning)]
 
 
-@pytest.mark.parametrize("name", ["edges", "phase", "injection", "threshold"])
+@pytest.mark.parametrize(
+    "name",
+    ["edges", "phase", "phase of three sides", "phase of none", "injection", "threshold"],
+)
 def test_the_cost_is_what_a_counter_counts_in_the_run(tiny_flux_pipe, name):
     with (
         fresco.accelerate(tiny_flux_pipe, RUNS[name]) as accelerated,
@@ -205,25 +212,6 @@ def test_the_transformer_sees_the_tokens_of_the_layout(tiny_flux_pipe):
             assert seen["hidden_states"][0, n].equal(tokens[0, n].flatten())
             checked += 1
     assert checked > 60
-
-
-def test_coarse_queries_see_a_whole_coarse_grid_as_if_alone(tiny_flux_pipe):
-    """Nothing promoted, at the strides of side 2: what the native coarse grid gives."""
-    native = copy.deepcopy(FRESCO_5)
-    native["stages"][1] |= {"lift": {"form": "latent", "to_sigma": 0.8}}
-    phase = copy.deepcopy(native)
-    nothing = {"score": "edges", "budget": 0.0}
-    phase["stages"][1] |= {"cell": "mixed", "positions": "phase", "promote": nothing}
-    ends = []
-    for raw in (native, phase):
-        with fresco.accelerate(tiny_flux_pipe, raw) as accelerated:
-            ends.append(draw_latents(tiny_flux_pipe))
-            tokens = [step.tokens for step in accelerated.report.steps]
-    assert tokens == [4, 4, 16, 16, 64, 64]
-    # fine queries there are none, the text sees the coarse tokens in fine units
-    assert (ends[0] - ends[1]).abs().mean() < 0.2 * ends[0].abs().mean()
-    before = [dict(m._forward_hooks) for m in tiny_flux_pipe.transformer.modules()]
-    assert not any(before)
 
 
 def test_positions_that_an_adapter_cannot_align_are_refused(tiny_flux_pipe, monkeypatch):

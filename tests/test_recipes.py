@@ -51,6 +51,11 @@ PROMOTE = {"score": "edges", "budget": [0.2, 0.4]}
             "anchors keep their own positions",
         ),
         ({"cell": 2, "promote": PROMOTE}, "only a stage with cell: mixed promotes"),
+        ({"promote": {"score": "edges", "tau": True}}, "must be a number, got True @"),
+        ({"promote": {**PROMOTE, "split": True}}, "must be a number, got True @"),
+        ({"promote": {**PROMOTE, "multiple": True}}, "must be a number, got True @"),
+        ({"steps": True, "promote": PROMOTE}, "must be a number, got True @ $.stages[1].steps"),
+        ({"shift": True, "promote": PROMOTE}, "must be a number, got True @ $.stages[1].shift"),
     ],
 )
 def test_problems_of_mixed_stages(stage, expected):
@@ -73,6 +78,27 @@ def test_a_mixed_stage_first_or_after_a_fine_one_is_refused():
     assert expected in problems(stages=[mixed, last])
     found = problems(stages=[{**WHOLE, "cell": 1}, mixed, last])
     assert "mixed is coarser than the stage before it (1) @ $.stages[1].cell" in found
+
+
+def test_a_later_mixed_stage_goes_on_from_all_before_it():
+    def stage(until, **promote):
+        return {**MIXED, "until_sigma": until, "promote": {"score": "edges", **promote}}
+
+    some, any_ = stage(0.4, budget=0.5, split=0.8), stage(0.3, tau=1.0, split=0.8)
+    for last, expected in (
+        (stage(0.2, budget=0.2), "0.5 of them are @ $.stages[3].promote"),
+        (stage(0.2, budget=0.6, split=0.7), "0.8 of them are @ $.stages[3].promote.split"),
+    ):
+        found = problems(stages=[WHOLE, some, any_, last, {"cell": 1, "steps": 1}])
+        assert len(found) == 1, found
+        assert expected in found[0]
+
+
+def test_spectral_details_of_promoted_cells_are_refused():
+    last = {"cell": 1, "steps": 1, "lift": {"form": "spectral", "to_sigma": 0.5}}
+    found = problems(stages=[WHOLE, {**MIXED, "promote": PROMOTE}, last])
+    expected = "spectral redraws the details of whole grids, not of promoted cells"
+    assert found == (f"{expected} @ $.stages[2].lift",)
 
 
 def test_cells_may_grow_again_in_a_rival_s_recipe():

@@ -34,6 +34,32 @@ def test_a_plan_starts_at_1_ends_at_0_and_rises_only_between_stages(raw, n, rows
     assert plan.steps[-1].n_tokens == rows * columns
 
 
+def mixed(*promotes):
+    """A recipe of 2 coarse steps, 2 mixed ones per promotion, and a fine one."""
+    stages = [{"cell": 2, "steps": 2, "until_sigma": 0.9}]
+    for i, promote in enumerate(promotes):
+        stages.append(
+            {"cell": "mixed", "steps": 2, "until_sigma": 0.8 - i / 10, "promote": promote}
+        )
+    return {"schema": 1, "model": "any", "stages": [*stages, {"cell": 1, "steps": 1}]}
+
+
+def test_after_a_threshold_a_plan_expects_everything_it_may_have_promoted():
+    raw = mixed({"score": "edges", "tau": 1.0}, {"score": "edges", "budget": 0.2})
+    assert [step.n_tokens for step in make_plan(load_recipe(raw), request(7)).steps] == [
+        *(16, 16), *(64, 64), *(64, 64), 64,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("score", ["temporal_variance", "decided_detail"])
+def test_a_score_of_change_needs_two_steps_to_look_at(score):
+    recipe = load_recipe(mixed({"score": score, "budget": 0.5}))
+    assert len(make_plan(recipe, request(5)).steps) == 5
+    expected = f"at least 2 steps before a mixed stage that promotes by {score}, got 1"
+    with pytest.raises(ScheduleError, match=expected):
+        make_plan(recipe, request(3))
+
+
 @given(recipes(), st.integers(1, 60))
 def test_a_plan_has_the_promised_number_of_calls(raw, n):
     recipe = load_recipe(raw)

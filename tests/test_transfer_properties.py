@@ -6,33 +6,16 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fresco.errors import LayoutError
 from fresco.layout import TokenLayout
 from fresco.transfer import cut_patches, prolong, restrict
+from tests.slow import slow_positions, slow_prolong, slow_restrict
 from tests.strategies import SEEDS, field_for, layouts, normal
 
 COEFFICIENTS = st.floats(-1, 1)
-
-
-def slow_restrict(latents, field, a, layout):
-    """One token at a time, by the formula; grids that cells divide only."""
-    p, tokens = layout.patch_px, []
-    for (row, column), s in zip(
-        layout.token_starts.tolist(), layout.token_sides.tolist(), strict=True
-    ):
-        y, x = row * p, column * p
-        token = torch.zeros(*latents.shape[:2], p, p, dtype=latents.dtype)
-        for i in range(p):
-            for j in range(p):
-                block = (..., slice(y + i * s, y + (i + 1) * s), slice(x + j * s, x + (j + 1) * s))
-                noise = field.eps[block]
-                token[..., i, j] = (latents[block] - a * noise).mean((-2, -1))
-                token[..., i, j] += a * s * noise.mean((-2, -1))
-        tokens.append(token)
-    return torch.stack(tokens, dim=1)
 
 
 @given(layouts())
@@ -63,11 +46,29 @@ def test_a_layout_of_broken_cells_is_refused(sides):
         TokenLayout(torch.tensor(sides, dtype=torch.int64))
 
 
-@given(layouts(divisible=True), SEEDS, COEFFICIENTS)
+@settings(max_examples=15)
+@given(layouts(), SEEDS, COEFFICIENTS)
 def test_restrict_is_the_formula(layout, seed, a):
     field, latents = field_for(layout, seed), normal(seed + 1, 2, 3, *layout.grid_px)
     expected = slow_restrict(latents, field, a, layout)
     torch.testing.assert_close(restrict(latents, field, a, layout), expected, rtol=0, atol=1e-12)
+
+
+@settings(max_examples=15)
+@given(layouts(), SEEDS, COEFFICIENTS)
+def test_prolong_is_the_formula(layout, seed, a):
+    p = layout.patch_px
+    field, tokens = field_for(layout, seed), normal(seed + 1, 2, layout.n_tokens, 3, p, p)
+    expected = slow_prolong(tokens, field, a, layout)
+    torch.testing.assert_close(prolong(tokens, field, a, layout), expected, rtol=0, atol=1e-12)
+
+
+@given(layouts(), st.sampled_from(("fine", "coarse", "anchor", "phase")), st.sampled_from((2, 4)))
+def test_positions_are_those_of_each_cell_s_fine_tokens(layout, units, side):
+    units = "native" if layout.is_whole and units == "coarse" else units
+    positions = layout.positions(units, side)
+    assert positions.dtype == torch.float32
+    assert positions.equal(slow_positions(layout, units, side))
 
 
 @given(layouts(divisible=True), SEEDS, COEFFICIENTS)
