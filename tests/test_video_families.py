@@ -103,9 +103,22 @@ def test_conditions_of_a_grid_that_cells_do_not_divide_go_on_over_the_border():
     )
 
 
-def test_conditions_need_whole_grids():
-    with pytest.raises(errors.RecipeError, match="only whole-grid stages with WanAdapter"):
-        fresco.accelerate(_image_to_video(), MIXED)
+def test_conditions_of_a_mixed_layout_are_averaged_in_coarse_cells_only():
+    pipe = _image_to_video()
+    watch = Watch(pipe)
+    with fresco.accelerate(pipe, MIXED) as accelerated:
+        assert _draw(pipe).isfinite().all()
+        layout = accelerated._middleware.last.mixed[0]
+    assert layout.sides_used == (2, 1)
+    fine, mixed = watch.seen[-1][:, 4:], watch.seen[2 * 2][:, 4:]
+    assert mixed.shape == (1, 8, 2, 2, 2 * layout.n_tokens)
+    coarse = torch.nn.functional.avg_pool3d(fine, (1, 2, 2))
+    places = zip(layout.token_starts.tolist(), layout.token_sides.tolist(), strict=True)
+    for i, ((row, column), side) in enumerate(places):
+        y, x = 2 * row // side, 2 * column // side  # px, two to a token
+        expected = (fine if side == 1 else coarse)[..., y : y + 2, x : x + 2]
+        got = mixed[..., 2 * i : 2 * i + 2]
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
 
 
 def _refused(pipe, match):
