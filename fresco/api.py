@@ -9,7 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fresco.checks import check_mixes, check_model, check_scheduler, check_start, check_unattached
+from fresco.checks import (
+    check_mixes,
+    check_model,
+    check_scheduler,
+    check_stack,
+    check_start,
+    check_unattached,
+)
 from fresco.combinations import check_combination, warn_combination
 from fresco.cost import Cost, plan_cost
 from fresco.errors import AdapterError, FrescoWarning, ScheduleError
@@ -159,6 +166,7 @@ def accelerate(pipe: Any, recipe: str | Path | Mapping[str, Any] | Recipe) -> Ac
         message = f"{type(pipe.transformer).__name__} has no adapter: whole-grid stages only"
         hint = "; one would add mixed layouts, costs and checks (docs/how-to/add-a-model.md)"
         warnings.warn(message + hint, FrescoWarning, stacklevel=2)
+    check_stack(pipe, checked, adapter)
     check_unattached(pipe)
     doubt = check_combination(pipe, checked)
     stack = Stack(pipe, checked.techniques)

@@ -49,6 +49,7 @@ def _image_to_video(**config):
     """Wan 2.1 I2V of a tiny VAE: 4 mask channels and the picture's 4 behind the latents."""
     family = FAMILIES["wan"]
     sees = {**family.config, "in_channels": 12, "out_channels": 4}
+    torch.manual_seed(0)
     with warnings.catch_warnings():  # of diffusers' own imports
         warnings.simplefilter("ignore", FutureWarning)
         transformer = diffusers.WanTransformer3DModel(**sees).eval()
@@ -121,19 +122,22 @@ def test_conditions_of_a_mixed_layout_are_averaged_in_coarse_cells_only():
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
 
 
+def test_stages_drive_both_transformers_that_see_a_picture():
+    pictures = []
+    second = _image_to_video().transformer  # of the same weights
+    for others in ({}, {"transformer_2": second, "boundary_ratio": 0.79}):
+        pipe = _image_to_video(**others)
+        with fresco.accelerate(pipe, MIXED):
+            pictures.append(_draw(pipe))
+    assert pictures[1].equal(pictures[0])
+
+
 def _refused(pipe, match):
     before = traces(pipe)
     with pytest.raises(errors.AdapterError, match=match):
         fresco.accelerate(pipe, STAGED)
     assert traces(pipe) == before
     fresco.accelerate(pipe, "identity").restore()
-
-
-def test_two_transformers_are_refused():
-    pipe = FAMILIES["wan"].make()
-    other = FAMILIES["wan"].make().transformer
-    pipe.register_modules(transformer_2=other)
-    _refused(pipe, r"expected one transformer, got two, of which sigma decides \(transformer_2\)")
 
 
 def test_a_timestep_per_token_is_refused():

@@ -1,4 +1,4 @@
-"""Wan 2.1, with and without a picture: latents [b, c, f, h, w], guidance by two calls."""
+"""Wan 2.1 and 2.2, with and without a picture: latents [b, c, f, h, w], guidance by two calls."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from .video import VideoAdapter, rotate
 
 @register_adapter
 class WanAdapter(VideoAdapter):
-    """`WanTransformer3DModel`, one of them, and one timestep per video.
+    """`WanTransformer3DModel`, one timestep per video.
 
-    A first frame comes as condition channels; coarse cells get their average.
+    Of two (Wan 2.2), the timestep says which is called: a lift back over the boundary calls the
+    one for high noise again. A first frame comes as condition channels; coarse cells get their
+    average.
 
     Source:
         huggingface/diffusers@v0.42.1:src/diffusers/pipelines/wan/pipeline_wan.py (Apache-2.0).
@@ -29,13 +31,6 @@ class WanAdapter(VideoAdapter):
 
     def check(self, pipe: Any) -> None:
         super().check(pipe)
-        if getattr(pipe, "transformer_2", None) is not None:
-            raise AdapterError(
-                "accelerate(pipe, recipe)",
-                "one transformer",
-                "two, of which sigma decides (transformer_2)",
-                "Use a recipe without stages.",
-            )
         if getattr(pipe, "config", {}).get("expand_timesteps"):
             raise AdapterError(
                 "accelerate(pipe, recipe)",
@@ -43,6 +38,10 @@ class WanAdapter(VideoAdapter):
                 "one per token (expand_timesteps)",
                 "Use a recipe without stages.",
             )
+
+    def transformers(self, pipe: Any) -> tuple[Any, ...]:
+        other = getattr(pipe, "transformer_2", None)
+        return (pipe.transformer,) if other is None else (pipe.transformer, other)
 
     def select(self, call: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
         part, name = super().select(call, rows), "encoder_hidden_states_image"
