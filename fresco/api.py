@@ -13,6 +13,7 @@ from fresco.checks import (
     check_mixes,
     check_model,
     check_scheduler,
+    check_stack,
     check_start,
     check_unattached,
     check_unwrapped,
@@ -169,6 +170,7 @@ def accelerate(pipe: Any, recipe: str | Path | Mapping[str, Any] | Recipe) -> Ac
         message = f"{type(pipe.transformer).__name__} has no adapter: whole-grid stages only"
         hint = "; one would add mixed layouts, costs and checks (docs/how-to/add-a-model.md)"
         warnings.warn(message + hint, FrescoWarning, stacklevel=2)
+    check_stack(pipe, checked, adapter)
     check_unattached(pipe)
     check_uncached(pipe, checked)
     doubt = check_combination(pipe, checked)

@@ -57,6 +57,19 @@ def check_mixes(adapter: AbstractModelAdapter, recipe: Recipe) -> None:
             raise RecipeError(_WHERE, [f"only {family}, got cell: mixed @ $.stages[{i}].cell"])
 
 
+def check_stack(pipe: Any, recipe: Recipe, adapter: AbstractModelAdapter) -> None:
+    """Refuse techniques where steps are divided among transformers: they act on one."""
+    n = len(adapter.transformers(pipe))
+    if recipe.stack and n > 1:
+        kinds = ", ".join(sorted({technique.kind for technique in recipe.techniques}))
+        raise AttachError(
+            _WHERE,
+            "one transformer for the stack",
+            f"{n} in {type(pipe).__name__}, of which it would change the first ({kinds})",
+            "Leave the stack out.",
+        )
+
+
 def check_scheduler(scheduler: Any, inverts_sigmas: bool = False) -> None:
     """Refuse schedulers that keep a history or draw noise, and spacings that are no shift.
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import itertools
 import threading
 import warnings
 from collections.abc import Callable
@@ -58,6 +59,7 @@ class Middleware:
     def __init__(self, pipe: Any, recipe: Recipe, adapter: AbstractModelAdapter) -> None:
         self.pipe, self.recipe, self.adapter = pipe, recipe, adapter
         self.transformer, self.scheduler = pipe.transformer, pipe.scheduler
+        self.transformers = adapter.transformers(pipe)
         self.last: Run | None = None
         self.listeners = Listeners()
         self._live: Run | None = None
@@ -82,13 +84,14 @@ class Middleware:
             ):
                 undo.callback(wrap_method(owner, name, around))
                 self._wraps.append((owner, name, vars(owner)[name]))
-            pre = self.transformer.register_forward_pre_hook(self._before_forward, with_kwargs=True)
-            undo.callback(pre.remove)
-            post = self.transformer.register_forward_hook(self._after_forward, with_kwargs=True)
-            undo.callback(post.remove)
-            if self.recipe.stages:
-                units = {stage.units for stage in self.recipe.stages}
-                undo.callback(self.adapter.attach(self.transformer, units))
+            units = {stage.units for stage in self.recipe.stages}
+            for each in self.transformers:
+                pre = each.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+                undo.callback(pre.remove)
+                post = each.register_forward_hook(self._after_forward, with_kwargs=True)
+                undo.callback(post.remove)
+                if units:
+                    undo.callback(self.adapter.attach(each, units))
             self._undo = undo.pop_all()
 
     def check_restorable(self) -> None:
@@ -122,7 +125,9 @@ class Middleware:
             refuse_thread(live.thread)
         self._live = None  # a run that died is taken over
         self.adapter.aim({}, None)
-        check_component("transformer", self.pipe.transformer, self.transformer)
+        now = self.adapter.transformers(self.pipe)
+        for each, attached in itertools.zip_longest(now, self.transformers):
+            check_component("transformer", each, attached)
         check_component("scheduler", self.pipe.scheduler, self.scheduler)
         arguments = inspect.signature(original).bind(*args, **kwargs).arguments
         height, width = arguments.get("height"), arguments.get("width")

@@ -51,6 +51,10 @@ class AbstractModelAdapter(ABC):
                 "Use the text-to-image or -video pipeline, or a recipe without stages.",
             )
 
+    def transformers(self, pipe: Any) -> tuple[Any, ...]:
+        """Transformers that the pipeline's steps are divided among, one size for all."""
+        return (pipe.transformer,)
+
     @abstractmethod
     def grid(self, pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:
         """Fine token rows and columns of a picture in image px; None is the pipeline's default."""

@@ -233,13 +233,14 @@ def test_an_image_of_a_mixed_stage_does_not_depend_on_its_batch(name):
     several = repeated(family.asked())
     stage = {**MIXED["stages"][1], "promote": {"score": "random", "budget": 0.4}}
     raw = {**MIXED, "stages": [MIXED["stages"][0], stage, MIXED["stages"][2]]}
+    seeds = (0, 2)  # whose fields order the cells differently in every family
     with fresco.accelerate(pipe, raw) as accelerated:
-        generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         together = family.draw(pipe, **several, generator=generators)
         run = accelerated._middleware.last
         assert len(run.groups(run.plan.steps[2])) == 2
-        for i in range(2):
-            alone = family.draw(pipe, seed=i)
+        for i, seed in enumerate(seeds):
+            alone = family.draw(pipe, seed=seed)
             torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-4)
 
 

@@ -35,6 +35,7 @@ def record_call(family, pipe):
     return calls[0]
 
 
+@pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")  # Mochi's positions
 @pytest.mark.parametrize("name", MIXING)
 @torch.no_grad()
 def test_recomputed_positions_of_the_full_grid_are_the_model_s_own(name):
@@ -85,7 +86,7 @@ def test_cogview4_s_positions_between_whole_ones_are_in_proportion():
     assert _scaled(places, 6, 16).tolist() == [0.0, 1.0, 2.0, 3.5, 13.0]
 
 
-@pytest.mark.parametrize("name", ["sd3", "aura_flow", "cogview4"])
+@pytest.mark.parametrize("name", ["sd3", "aura_flow", "cogview4", "mochi"])
 def test_coarse_units_are_refused_where_positions_depend_on_the_size(name):
     pipe = FAMILIES[name].make()
     before = traces(pipe)

@@ -49,6 +49,7 @@ def _image_to_video(**config):
     """Wan 2.1 I2V of a tiny VAE: 4 mask channels and the picture's 4 behind the latents."""
     family = FAMILIES["wan"]
     sees = {**family.config, "in_channels": 12, "out_channels": 4}
+    torch.manual_seed(0)
     with warnings.catch_warnings():  # of diffusers' own imports
         warnings.simplefilter("ignore", FutureWarning)
         transformer = diffusers.WanTransformer3DModel(**sees).eval()
@@ -103,9 +104,32 @@ def test_conditions_of_a_grid_that_cells_do_not_divide_go_on_over_the_border():
     )
 
 
-def test_conditions_need_whole_grids():
-    with pytest.raises(errors.RecipeError, match="only whole-grid stages with WanAdapter"):
-        fresco.accelerate(_image_to_video(), MIXED)
+def test_conditions_of_a_mixed_layout_are_averaged_in_coarse_cells_only():
+    pipe = _image_to_video()
+    watch = Watch(pipe)
+    with fresco.accelerate(pipe, MIXED) as accelerated:
+        assert _draw(pipe).isfinite().all()
+        layout = accelerated._middleware.last.mixed[0]
+    assert layout.sides_used == (2, 1)
+    fine, mixed = watch.seen[-1][:, 4:], watch.seen[2 * 2][:, 4:]
+    assert mixed.shape == (1, 8, 2, 2, 2 * layout.n_tokens)
+    coarse = torch.nn.functional.avg_pool3d(fine, (1, 2, 2))
+    places = zip(layout.token_starts.tolist(), layout.token_sides.tolist(), strict=True)
+    for i, ((row, column), side) in enumerate(places):
+        y, x = 2 * row // side, 2 * column // side  # px, two to a token
+        expected = (fine if side == 1 else coarse)[..., y : y + 2, x : x + 2]
+        got = mixed[..., 2 * i : 2 * i + 2]
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+
+
+def test_stages_drive_both_transformers_that_see_a_picture():
+    pictures = []
+    second = _image_to_video().transformer  # of the same weights
+    for others in ({}, {"transformer_2": second, "boundary_ratio": 0.79}):
+        pipe = _image_to_video(**others)
+        with fresco.accelerate(pipe, MIXED):
+            pictures.append(_draw(pipe))
+    assert pictures[1].equal(pictures[0])
 
 
 def _refused(pipe, match):
@@ -114,13 +138,6 @@ def _refused(pipe, match):
         fresco.accelerate(pipe, STAGED)
     assert traces(pipe) == before
     fresco.accelerate(pipe, "identity").restore()
-
-
-def test_two_transformers_are_refused():
-    pipe = FAMILIES["wan"].make()
-    other = FAMILIES["wan"].make().transformer
-    pipe.register_modules(transformer_2=other)
-    _refused(pipe, r"expected one transformer, got two, of which sigma decides \(transformer_2\)")
 
 
 def test_a_timestep_per_token_is_refused():

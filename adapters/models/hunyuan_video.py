@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from fresco.errors import AdapterError
-from fresco.ports import register_adapter
+import torch
+from torch import Tensor
 
-from .plain import PlainAdapter
+from fresco.errors import AdapterError
+from fresco.ports import AbstractModelAdapter, register_adapter
+
+from .video import VideoAdapter, rotate
 
 
 @register_adapter
-class HunyuanVideoAdapter(PlainAdapter):
+class HunyuanVideoAdapter(VideoAdapter):
     """`HunyuanVideoTransformer3DModel` without a picture to start from.
 
     Source:
@@ -20,8 +24,17 @@ class HunyuanVideoAdapter(PlainAdapter):
     """
 
     model: ClassVar[str] = "HunyuanVideoTransformer3DModel"
+    batched: ClassVar[tuple[str, ...]] = (
+        "hidden_states",
+        "timestep",
+        "encoder_hidden_states",
+        "encoder_attention_mask",
+        "pooled_projections",
+        "guidance",
+    )
 
     def check(self, pipe: Any) -> None:
+        AbstractModelAdapter.check(self, pipe)  # no condition channels
         super().check(pipe)
         if self.config.image_condition_type is not None:
             raise AdapterError(
@@ -30,6 +43,9 @@ class HunyuanVideoAdapter(PlainAdapter):
                 f"image_condition_type={self.config.image_condition_type!r}",
                 "Use a recipe without stages.",
             )
+
+    def rotations(self, rope: Any, given: Sequence[Any], places: Tensor) -> Any:
+        return rotate(given[0], places, rope.rope_dim, rope.theta, torch.float32)
 
     def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
         latents, config = self.example_latents(transformer, n_tokens), self.config

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
 
 from fresco.ports import register_adapter
 
-from .video import VideoAdapter
+from .video import VideoAdapter, rotate
 
 
 @register_adapter
@@ -19,6 +23,16 @@ class HunyuanVideo15Adapter(VideoAdapter):
     """
 
     model: ClassVar[str] = "HunyuanVideo15Transformer3DModel"
+    batched: ClassVar[tuple[str, ...]] = (
+        "hidden_states",
+        "timestep",
+        "timestep_r",
+        "encoder_hidden_states",
+        "encoder_attention_mask",
+        "encoder_hidden_states_2",
+        "encoder_attention_mask_2",
+        "image_embeds",
+    )
 
     def grid(self, pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:
         if height is None or width is None:
@@ -27,6 +41,9 @@ class HunyuanVideo15Adapter(VideoAdapter):
             height, width = size(down, across, pipe.target_size)
         token_px = pipe.vae_scale_factor_spatial * self.patch_px
         return int(height) // token_px, int(width) // token_px
+
+    def rotations(self, rope: Any, given: Sequence[Any], places: Tensor) -> Any:
+        return rotate(given[0], places, rope.rope_dim, rope.theta, torch.float32)
 
     def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
         latents, config = self.example_latents(transformer, n_tokens), self.config

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
+
 from fresco.ports import register_adapter
 
 from .video import VideoAdapter
@@ -14,8 +17,9 @@ from .video import VideoAdapter
 class MochiAdapter(VideoAdapter):
     """`MochiTransformer3DModel`; it returns the clean latents less the noise.
 
-    It scales positions to the size of the picture itself. Stages are spaced by the scheduler's
-    shift, not by the pipeline's own spacing, which is part linear and part quadratic.
+    It scales positions to the area of the picture, and counts them from its middle. Stages are
+    spaced by the scheduler's shift, not by the pipeline's own spacing, which is part linear and
+    part quadratic.
 
     Source:
         huggingface/diffusers@v0.42.1:src/diffusers/pipelines/mochi/pipeline_mochi.py (Apache-2.0).
@@ -24,6 +28,13 @@ class MochiAdapter(VideoAdapter):
     model: ClassVar[str] = "MochiTransformer3DModel"
     noise_coefficient: ClassVar[float] = -1.0
     inverts_sigmas: ClassVar[bool] = True
+    is_relative: ClassVar[bool] = False
+    batched: ClassVar[tuple[str, ...]] = (
+        "hidden_states",
+        "encoder_hidden_states",
+        "timestep",
+        "encoder_attention_mask",
+    )
 
     def grid(self, pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:
         token_px = pipe.vae_spatial_scale_factor * self.patch_px
@@ -35,6 +46,15 @@ class MochiAdapter(VideoAdapter):
 
         own: Sequence[float] = linear_quadratic_schedule(n_steps, threshold_noise=0.025)
         return own
+
+    def rotations(self, rope: Any, given: Sequence[Any], places: Tensor) -> Any:
+        frequencies, n_frames, *_ = given
+        rows, columns = self._sides
+        unit = (rope.target_area / (rows * columns)) ** 0.5
+        centred = (places + 0.5 - torch.tensor(self._sides) / 2) * unit
+        times = torch.arange(n_frames).float().repeat_interleave(len(places))
+        at = torch.cat((times[:, None], centred.repeat(n_frames, 1)), dim=1)
+        return rope._create_rope(frequencies, at.to(frequencies.device))
 
     def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
         latents, width = self.example_latents(transformer, n_tokens), self.config.text_embed_dim

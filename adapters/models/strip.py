@@ -20,7 +20,7 @@ from .plain import PlainAdapter
 
 
 class StripAdapter(PlainAdapter):
-    """Latents [b, c, h, w] of any layout; whole grids at native positions as they are."""
+    """Plain latents of any layout; whole grids at native positions as they are."""
 
     mixes: ClassVar[bool] = True
     batched: ClassVar[tuple[str, ...]]  # arguments with a batch axis
@@ -41,7 +41,7 @@ class StripAdapter(PlainAdapter):
         if layout.is_whole and positions.equal(layout.positions("native")):
             return super().embed(call, tokens, layout, positions)
         self._places, self._sides = positions, (layout.sides.shape[0], layout.sides.shape[1])
-        strip = join_patches(tokens, 1)
+        strip = self.pack(join_patches(tokens, 1))
         return {**call, "hidden_states": strip.to(call["hidden_states"].dtype)}
 
     def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional
+from diffusers.models.embeddings import get_1d_rotary_pos_embed
+from torch import Tensor, nn
 
 from fresco.errors import AdapterError
 from fresco.layout import TokenLayout
+from fresco.noise import NoiseField
+from fresco.transfer import join_patches, restrict
 
-from .plain import PlainAdapter
+from .strip import StripAdapter
 
 _WHERE, _FIX = "accelerate(pipe, recipe)", "Use a recipe without stages."
 
 
-class VideoAdapter(PlainAdapter):
+class VideoAdapter(StripAdapter):
     """Latents [b, c, f, h, w]; channels that are seen and not predicted are conditions.
 
-    Conditions (a first frame, a mask) are no noise: coarse cells get their average.
+    All frames share one layout: in a mixed one, each is a picture of one row. Conditions (a
+    first frame, a mask) are no noise: coarse cells get their average.
     """
 
     def __init__(self, transformer: Any) -> None:
@@ -32,6 +36,19 @@ class VideoAdapter(PlainAdapter):
     def channels(self) -> int:
         """Channels of the latents."""
         return int(self.config.get("out_channels") or self.config.in_channels)
+
+    @abstractmethod
+    def rotations(self, rope: Any, given: Sequence[Any], places: Tensor) -> Any:
+        """What the transformer's `rope` returns for tokens at other places.
+
+        Args:
+            rope: The module.
+            given: Its positional arguments.
+            places: Of the tokens of one frame, float32 [n, 2].
+
+        Returns:
+            Rotations of f x n tokens, frame after frame.
+        """
 
     def check(self, pipe: Any) -> None:
         if self.patch_frames != 1:
@@ -55,23 +72,51 @@ class VideoAdapter(PlainAdapter):
         entered = super().embed(call, tokens, layout, positions)
         conditions = call["hidden_states"][:, self.channels :]
         if conditions.shape[1]:
-            coarse = pool(conditions, layout, self.patch_px)
-            entered["hidden_states"] = torch.cat((entered["hidden_states"], coarse), dim=1)
+            latents = entered["hidden_states"]
+            grid = conditions.flatten(1, 2)
+            no_noise = NoiseField(torch.zeros_like(grid), self.patch_px)
+            averages = restrict(grid, no_noise, 0.0, layout)
+            seen = join_patches(averages, latents.shape[-2] // self.patch_px).to(latents.dtype)
+            seen = seen.unflatten(1, conditions.shape[1:3])
+            entered["hidden_states"] = torch.cat((latents, seen), dim=1)
         return entered
 
+    def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
+        super().attach(transformer, units)
+        rope: nn.Module = transformer.rope
+        return rope.register_forward_hook(self._after_positions).remove
 
-def pool(conditions: Tensor, layout: TokenLayout, patch_px: int) -> Tensor:
-    """Average condition channels [b, c, f, h, w] over the cells of a whole-grid layout.
+    def _after_positions(self, rope: Any, given: Any, _output: object) -> Any:
+        return None if self._places is None else self.rotations(rope, given, self._places)
 
-    Where cells reach over the border, its last rows and columns stand for what is missing.
+
+def rotate(
+    latents: Tensor, places: Tensor, axes_d: Sequence[int], theta: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Rotations of the tokens of a video, whose frames are counted from 0.
+
+    Args:
+        latents: Of the call, [b, c, f, h, w].
+        places: Rows and columns of one frame's tokens, float32 [n, 2].
+        axes_d: Widths that frame, row and column have in a rotation; d in all.
+        theta: Base of the frequencies.
+        dtype: Type that angles are computed in.
+
+    Returns:
+        Cosines and sines, each twice in a row, float32 [f * n, d], on the latents' device.
     """
-    side = layout.sides_used[0]
-    size = [n * side * patch_px for n in layout.cells(side)]
-    height, width = conditions.shape[-2:]
-    frames = conditions.flatten(0, 1)
-    whole = functional.pad(frames, (0, size[1] - width, 0, size[0] - height), mode="replicate")
-    coarse: Tensor = functional.avg_pool2d(whole, side).unflatten(0, conditions.shape[:2])
-    return coarse
+    n_frames, device = latents.shape[2], latents.device
+    at = (torch.arange(n_frames).float(), *places.unbind(dim=1))
+    waves = [  # on the CPU: others may know no float64
+        get_1d_rotary_pos_embed(d, places_, theta, use_real=True, freqs_dtype=dtype)
+        for d, places_ in zip(axes_d, at, strict=True)
+    ]
+    whole = []
+    for in_time, *in_space in zip(*waves, strict=True):
+        times = in_time.to(device)[:, None].expand(-1, len(places), -1)
+        cells = torch.cat(in_space, dim=1).to(device).expand(n_frames, -1, -1)
+        whole.append(torch.cat((times, cells), dim=2).flatten(0, 1))
+    return whole[0], whole[1]
 
 
 def refuse_pictures(pipe: Any) -> None:

@@ -1,36 +1,36 @@
-"""Wan 2.1, with and without a picture: latents [b, c, f, h, w], guidance by two calls."""
+"""Wan 2.1 and 2.2, with and without a picture: latents [b, c, f, h, w], guidance by two calls."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
 
 from fresco.errors import AdapterError
 from fresco.ports import register_adapter
 
-from .video import VideoAdapter
+from .video import VideoAdapter, rotate
 
 
 @register_adapter
 class WanAdapter(VideoAdapter):
-    """`WanTransformer3DModel`, one of them, and one timestep per video.
+    """`WanTransformer3DModel`, one timestep per video.
 
-    A first frame comes as condition channels; coarse cells get their average.
+    Of two (Wan 2.2), the timestep says which is called: a lift back over the boundary calls the
+    one for high noise again. A first frame comes as condition channels; coarse cells get their
+    average.
 
     Source:
         huggingface/diffusers@v0.42.1:src/diffusers/pipelines/wan/pipeline_wan.py (Apache-2.0).
     """
 
     model: ClassVar[str] = "WanTransformer3DModel"
+    batched: ClassVar[tuple[str, ...]] = ("hidden_states", "timestep", "encoder_hidden_states")
 
     def check(self, pipe: Any) -> None:
         super().check(pipe)
-        if getattr(pipe, "transformer_2", None) is not None:
-            raise AdapterError(
-                "accelerate(pipe, recipe)",
-                "one transformer",
-                "two, of which sigma decides (transformer_2)",
-                "Use a recipe without stages.",
-            )
         if getattr(pipe, "config", {}).get("expand_timesteps"):
             raise AdapterError(
                 "accelerate(pipe, recipe)",
@@ -38,6 +38,37 @@ class WanAdapter(VideoAdapter):
                 "one per token (expand_timesteps)",
                 "Use a recipe without stages.",
             )
+
+    def transformers(self, pipe: Any) -> tuple[Any, ...]:
+        other = getattr(pipe, "transformer_2", None)
+        return (pipe.transformer,) if other is None else (pipe.transformer, other)
+
+    def select(self, call: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+        part, name = super().select(call, rows), "encoder_hidden_states_image"
+        if (pictures := call.get(name)) is not None:  # one or two (first and last) of each video
+            each = pictures.unflatten(0, (len(call["hidden_states"]), -1))
+            part[name] = each[list(rows)].flatten(0, 1)
+        return part
+
+    def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
+        undo = super().attach(transformer, units)
+        before = transformer.rope.register_forward_pre_hook(self._before_positions)
+
+        def undo_both() -> None:
+            before.remove()
+            undo()
+
+        return undo_both
+
+    def rotations(self, rope: Any, given: Sequence[Any], places: Tensor) -> Any:
+        axes_d = (rope.t_dim, rope.h_dim, rope.w_dim)
+        waves = rotate(given[0], places, axes_d, 10000.0, torch.float64)
+        return tuple(each[None, :, None] for each in waves)  # [1, f * n, 1, d]
+
+    def _before_positions(self, _rope: Any, given: Any) -> Any:
+        """Show one patch only: the module's table may be shorter than a row of all tokens."""
+        p = self.patch_px
+        return None if self._places is None else (given[0][..., :p, :p],)
 
     def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
         latents = self.example_latents(transformer, n_tokens)
