@@ -182,7 +182,7 @@ def accelerate(pipe: Any, recipe: str | Path | Mapping[str, Any] | Recipe) -> Ac
         if checked.stages:
             check_mixes(adapter, checked)
             adapter.check(pipe)
-            check_scheduler(pipe.scheduler, adapter.inverts_sigmas)
+            check_scheduler(pipe.scheduler, adapter)
             check_start(pipe, checked)
         plan = _baseline_plan(pipe, checked, adapter)
         warn_combination(doubt)
@@ -200,4 +200,5 @@ def _baseline_plan(pipe: Any, recipe: Recipe, adapter: AbstractModelAdapter) -> 
     rows, columns = adapter.grid(pipe, height, width)
     n_steps = recipe.baseline_steps
     shift = functools.partial(adapter.shift, pipe.scheduler, n_steps=n_steps)
-    return make_plan(recipe, PlanRequest(n_steps, rows, columns, shift))
+    levels = adapter.levels(pipe.scheduler)
+    return make_plan(recipe, PlanRequest(n_steps, rows, columns, shift, levels=levels))

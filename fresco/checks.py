@@ -14,7 +14,6 @@ from fresco.run_checks import starts_from_picture, takes_strength
 from fresco.wraps import has_wraps
 
 _WHERE = "accelerate(pipe, recipe)"
-_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
 _SPACINGS = (  # config keys of spacings that are no shift of an even one
     "use_karras_sigmas",
     "use_exponential_sigmas",
@@ -25,8 +24,15 @@ _REASONS = {  # of schedulers that a recipe with stages cannot drive
     "FlowMatchHeunDiscreteScheduler": "calls the transformer twice between two of its sigmas",
     "UniPCMultistepScheduler": "corrects each step by the last, which takes back a part of a lift",
     "DPMSolverMultistepScheduler": "extrapolates from the last step, across a lift or promotion",
-    "CogVideoXDDIMScheduler": "steps between evenly spaced timesteps, and stages are spaced freely",
     "CogVideoXDPMScheduler": "draws fresh noise in every step",
+}
+_PRESERVING = {  # the schedulers of other families
+    "DDIMScheduler": "preserves variance, and the model's latents are a flow's",
+    "CogVideoXDDIMScheduler": "preserves variance, and the model's latents are a flow's",
+}
+_BENT = {  # config of DDIM that makes its steps no line between two noise levels
+    "clip_sample": "cuts off clean latents",
+    "thresholding": "cuts off clean latents",
 }
 
 
@@ -70,29 +76,70 @@ def check_stack(pipe: Any, recipe: Recipe, adapter: AbstractModelAdapter) -> Non
         )
 
 
-def check_scheduler(scheduler: Any, inverts_sigmas: bool = False) -> None:
+def check_scheduler(scheduler: Any, adapter: AbstractModelAdapter) -> None:
     """Refuse schedulers that keep a history or draw noise, and spacings that are no shift.
 
     Args:
         scheduler: Of the pipeline.
-        inverts_sigmas: Whether the model family's sigmas rise from 0.
+        adapter: Of its transformer.
+
+    Raises:
+        ScheduleError: If it is not the family's deterministic one, as the model was trained.
     """
-    name = type(scheduler).__name__
-    if reason := _REASONS.get(name):
+    name, wanted = type(scheduler).__name__, adapter.scheduler
+    reasons = _REASONS | _PRESERVING if adapter.prediction == "flow" else _REASONS
+    if name != wanted and (reason := reasons.get(name)):
         raise ScheduleError(
             _WHERE,
-            _SCHEDULERS[0],
+            wanted,
             f"{name}, which {reason}",
-            f"Exchange it ({_SCHEDULERS[0]}.from_config), or use a recipe without stages.",
+            f"Exchange it ({_exchange(adapter)}), or use a recipe without stages.",
         )
-    if name not in _SCHEDULERS or scheduler.config.stochastic_sampling:
-        drawn = " with stochastic_sampling=True" if name in _SCHEDULERS else ""
+    if name != wanted or scheduler.config.get("stochastic_sampling"):
+        drawn = " with stochastic_sampling=True" if name == wanted else ""
         raise ScheduleError(
             _WHERE,
-            f"a deterministic scheduler ({', '.join(_SCHEDULERS)})",
+            f"a deterministic scheduler ({wanted})",
             f"{name}{drawn}",
             "Exchange it: later stages continue toward one target only without fresh noise.",
         )
+    if adapter.prediction == "flow":
+        _check_flow(scheduler, adapter.inverts_sigmas)
+    else:
+        _check_diffusion(scheduler, adapter)
+
+
+def _exchange(adapter: AbstractModelAdapter) -> str:
+    """How a pipeline gets the scheduler of a family."""
+    if adapter.prediction == "flow":
+        return f"{adapter.scheduler}.from_config"
+    kept = "pipe.scheduler.config, clip_sample=False"
+    return f"pipe.scheduler = {adapter.scheduler}.from_config({kept})"
+
+
+def _check_diffusion(scheduler: Any, adapter: AbstractModelAdapter) -> None:
+    """Refuse what a DDIM scheduler does beyond steps between noise levels."""
+    config = scheduler.config
+    if config.prediction_type != adapter.prediction:
+        raise ScheduleError(
+            _WHERE,
+            f"prediction_type={adapter.prediction!r}, as the model was trained",
+            f"prediction_type={config.prediction_type!r}",
+            "Make the scheduler from the model's own config.",
+        )
+    if type(scheduler).__name__ == "DDIMScheduler":
+        bent = [f"{key}=True, which {why}" for key, why in _BENT.items() if config.get(key)]
+        if bent:
+            fix = f"Exchange it ({_exchange(adapter)})."
+            raise ScheduleError(_WHERE, "clean latents as they are predicted", bent[0], fix)
+    if adapter.prediction == "epsilon" and config.get("rescale_betas_zero_snr"):
+        got = "rescale_betas_zero_snr=True, with none at the first timestep"
+        fix = "Make the scheduler from the model's own config."
+        raise ScheduleError(_WHERE, "some signal beside the predicted noise", got, fix)
+
+
+def _check_flow(scheduler: Any, inverts_sigmas: bool) -> None:
+    """Refuse sigmas that run the other way, and spacings that are no shift."""
     if bool(scheduler.config.get("invert_sigmas")) != inverts_sigmas:
         raise ScheduleError(
             _WHERE,

@@ -17,6 +17,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from fresco.calls import Call, Listeners
+from fresco.ddim import following, install_timesteps
 from fresco.errors import AttachError, FrescoWarning, RunError
 from fresco.layout import TokenLayout
 from fresco.noise import NoiseField, working_dtype
@@ -185,13 +186,17 @@ class Middleware:
         rows, columns = run.fine.sides.shape
         own = own_sigmas(self.scheduler)
         shift = functools.partial(self.adapter.shift, self.scheduler, n_steps=n_steps)
-        request = PlanRequest(n_steps, rows, columns, shift, own, run.frames)
+        levels = self.adapter.levels(self.scheduler)
+        request = PlanRequest(n_steps, rows, columns, shift, own, run.frames, levels)
         run.plan = make_plan(self.recipe, request)
         if not run.plan.keeps_schedule:
             self._install(run.plan)
 
     def _install(self, plan: Plan) -> None:
         """Overwrite the scheduler's sigmas: passed ones would be shifted again."""
+        if plan.levels:
+            install_timesteps(self.scheduler, plan)
+            return
         scheduler = self.scheduler
         like = scheduler.sigmas
         sigmas = torch.tensor(plan.sigmas, dtype=torch.float32, device=like.device)
@@ -291,12 +296,14 @@ class Middleware:
     ) -> Any:
         """End a step: the scheduler's own, then the lift if its stage ends."""
         current = self._current()
-        result = original(*args, **kwargs)
+        asked = inspect.signature(original).bind(*args, **kwargs).arguments if current else {}
+        plan, at = (current[0].plan, current[1]) if current else (None, None)
+        with following(self.scheduler, plan, at, asked.get("eta", 0.0)):
+            result = original(*args, **kwargs)
         if current is None:
             return result
         run, step = current
         if step.lift or (run.plan and run.plan.promotes):
-            asked = inspect.signature(original).bind(*args, **kwargs).arguments
             velocity = asked["model_output"]
             if self.adapter.inverts_sigmas:
                 velocity = -velocity
@@ -304,9 +311,12 @@ class Middleware:
                 self.adapter.unpack(t.to(working_dtype(t)), run.fine)
                 for t in (asked["sample"], velocity)
             )
+            x, v = self.adapter.target(step.sigma).to_flow(x, v)
             run.clean.append(x - step.sigma * v)
             if step.lift:
-                lifted = self.adapter.pack(lift_carrier(run, step, x, v)).to(velocity.dtype)
+                lifted = lift_carrier(run, step, x, v)
+                lifted = self.adapter.target(step.next_sigma).from_flow(lifted)
+                lifted = self.adapter.pack(lifted).to(velocity.dtype)
                 is_tuple = isinstance(result, tuple)
                 result = (lifted, *result[1:]) if is_tuple else type(result)(lifted)
         run.end_step(step, now_s(run.noise.eps))

@@ -142,7 +142,7 @@ def plan(
     check_model(pipe, checked)
     if checked.stages:
         adapter.check(pipe)
-        check_scheduler(pipe.scheduler, adapter.inverts_sigmas)
+        check_scheduler(pipe.scheduler, adapter)
         if not isinstance(pipe, Sketch):
             check_start(pipe, checked)
     base, run = checked.baseline, pipe.run if isinstance(pipe, Sketch) else None
@@ -159,7 +159,8 @@ def plan(
         raise ScheduleError(_WHERE, "at least 1 x 1 tokens, 1 text token and 1 step", got, fix)
     shift = functools.partial(adapter.shift, pipe.scheduler, n_steps=n_steps)
     n_latent = ((frames or 1) - 1) // getattr(pipe, "vae_scale_factor_temporal", 1) + 1
-    request = PlanRequest(n_steps, rows, columns, shift, frames=n_latent)
+    levels = adapter.levels(pipe.scheduler)
+    request = PlanRequest(n_steps, rows, columns, shift, frames=n_latent, levels=levels)
     made = make_plan(checked, request)
     return _forecast(pipe.transformer, made, n_text, profile, on_count)
 

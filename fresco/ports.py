@@ -11,8 +11,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from fresco.ddim import Levels
 from fresco.errors import AdapterError
 from fresco.layout import TokenLayout
+from fresco.target import Prediction, Target
 
 ENTRY_POINT_GROUP = "fresco.adapters"
 
@@ -30,7 +32,9 @@ class AbstractModelAdapter(ABC):
 
     model: ClassVar[str]  # class name of pipe.transformer
     patch_px: int  # latent pixels along one side of a fine token
-    noise_coefficient: ClassVar[float] = 1.0  # of eps in what the transformer returns
+    prediction: ClassVar[Prediction] = "flow"  # what the scheduler is given
+    scheduler: ClassVar[str] = "FlowMatchEulerDiscreteScheduler"  # class that stages can drive
+    noise_coefficient: ClassVar[float] = 1.0  # of that in what the transformer returns
     inverts_sigmas: ClassVar[bool] = False  # whether its scheduler's rise from 0, pure noise
     mixes: ClassVar[bool] = True  # whether cells of several sides can be in one sequence
 
@@ -82,6 +86,15 @@ class AbstractModelAdapter(ABC):
         slope = (config.max_shift - config.base_shift) / (most - least)
         mu = config.base_shift + slope * (n_tokens - least)
         return math.exp(mu) if config.time_shift_type == "exponential" else float(mu)
+
+    def levels(self, scheduler: Any) -> Levels | None:
+        """Noise levels that the scheduler has; None: any."""
+        has_any = self.prediction == "flow" or not hasattr(scheduler, "alphas_cumprod")
+        return None if has_any else Levels.of(scheduler)
+
+    def target(self, sigma: float) -> Target:
+        """What latents are made of at a noise level, and what the scheduler is given."""
+        return Target(self.prediction, sigma)
 
     @abstractmethod
     def latents_shape(self, layout: TokenLayout) -> tuple[int, ...]:

@@ -8,12 +8,14 @@ from itertools import pairwise
 
 import numpy as np
 
+from fresco.ddim import Levels
 from fresco.errors import ScheduleError
 from fresco.expected import expected_steps
 from fresco.layout import PositionUnits, TokenLayout
 from fresco.lift import Lift
 from fresco.promotion import Promotion, seen_again
 from fresco.recipe import Recipe
+from fresco.sigmas import shifted_sigmas
 from fresco.stages import StageConfig
 
 
@@ -57,6 +59,7 @@ class Plan:
         n_requested: Steps that the plain run would have taken.
         keeps_schedule: Whether the scheduler's own sigmas are used as they are.
         frames: Latent frames, each of rows x columns tokens.
+        levels: Of a scheduler with whole timesteps, which the sigmas are taken from; else None.
     """
 
     steps: tuple[Step, ...]
@@ -65,6 +68,7 @@ class Plan:
     n_requested: int
     keeps_schedule: bool
     frames: int = 1
+    levels: Levels | None = None
 
     @property
     def n_full_tokens(self) -> int:
@@ -101,6 +105,7 @@ class PlanRequest:
         shift: The scheduler's shift for a token count.
         sigmas: The scheduler's own sigmas with the final 0, if it has made them.
         frames: Latent frames, each of rows x columns tokens.
+        levels: Those that a scheduler with whole timesteps has; None: it takes any.
     """
 
     n_steps: int
@@ -109,31 +114,17 @@ class PlanRequest:
     shift: Callable[[int], float]
     sigmas: tuple[float, ...] | None = None
     frames: int = 1
+    levels: Levels | None = None
 
+    def nearest(self, sigma: float) -> float:
+        """The nearest noise level that the scheduler has."""
+        return self.levels.nearest(sigma) if self.levels else sigma
 
-def shifted_sigmas(start: float, end: float, n: int, shift: float) -> tuple[float, ...]:
-    """Space sigmas as a flow scheduler with this shift does.
-
-    Args:
-        start: First sigma, in (0, 1].
-        end: Where the last step leads to, in [0, start).
-        n: Number of steps, >= 1.
-        shift: Shift of an even spacing, > 0; 1 leaves it even.
-
-    Returns:
-        The `n` sigmas from `start` on, without `end`.
-
-    Example:
-        >>> [round(sigma, 4) for sigma in shifted_sigmas(1.0, 0.0, 4, 3.0)]
-        [1.0, 0.9, 0.75, 0.5]
-
-    Source:
-        `shift * u / (1 + (shift - 1) * u)`: Esser et al., arXiv 2403.03206, eq. 23.
-    """
-    even_start, even_end = (y / (shift - (shift - 1) * y) for y in (start, end))
-    even = np.linspace(even_start, even_end, n + 1)[:-1]
-    sigmas = shift * even / (1 + (shift - 1) * even)
-    return (start, *(float(sigma) for sigma in sigmas[1:]))
+    def spaced(self, start: float, end: float, n: int, n_tokens: int) -> tuple[float, ...]:
+        """Space levels as the scheduler does by itself, for so many tokens."""
+        if self.levels:
+            return self.levels.spaced(start, end, n)
+        return shifted_sigmas(start, end, n, self.shift(n_tokens))
 
 
 def scaled_steps(steps: int, n_requested: int, n_baseline: int) -> int:
@@ -186,11 +177,11 @@ def make_plan(recipe: Recipe, request: PlanRequest) -> Plan:
 
     Returns:
         A plan that starts at sigma 1 (or the scheduler's first sigma, where it keeps the
-        scheduler's), ends at 0, and rises only between stages.
+        scheduler's; the highest that it has), ends at 0, and rises only between stages.
 
     Raises:
-        ScheduleError: If fewer than one step is asked for, or a score compares estimates and
-            there is but one.
+        ScheduleError: If fewer than one step is asked for, or more than there are timesteps, or
+            a score compares estimates and there is but one.
 
     Example:
         >>> from fresco.recipe import load_recipe
@@ -209,7 +200,7 @@ def make_plan(recipe: Recipe, request: PlanRequest) -> Plan:
         )
     if keeps_schedule(recipe, request.n_steps):
         return _kept_plan(request)
-    bounds = recipe.bounds()
+    bounds = [tuple(map(request.nearest, each)) for each in recipe.bounds()]
     steps: list[Step] = []
     whole = TokenLayout.whole(request.rows, request.columns, 1)
     layout = whole
@@ -220,7 +211,7 @@ def make_plan(recipe: Recipe, request: PlanRequest) -> Plan:
         expected = expected_steps(stage, n, len(steps), whole, layout)
         layout = expected[-1].layout
         tokens = [request.frames * step.layout.n_tokens for step in expected]
-        sigmas = _stage_sigmas(stage, (start, end), n, request.shift(round(sum(tokens) / n)))
+        sigmas = _stage_sigmas(stage, (start, end), n, request, round(sum(tokens) / n))
         following = recipe.stages[i + 1] if i + 1 < len(bounds) else None
         entry = bounds[i + 1][0] if following else 0.0
         lift = None
@@ -249,6 +240,7 @@ def make_plan(recipe: Recipe, request: PlanRequest) -> Plan:
         request.n_steps,
         keeps_schedule=False,
         frames=request.frames,
+        levels=request.levels,
     )
 
 
@@ -257,7 +249,7 @@ def _kept_plan(request: PlanRequest) -> Plan:
     n_tokens = request.rows * request.columns * request.frames
     sigmas: Sequence[float] | None = request.sigmas
     if sigmas is None:
-        sigmas = (*shifted_sigmas(1.0, 0.0, request.n_steps, request.shift(n_tokens)), 0.0)
+        sigmas = (*request.spaced(request.nearest(1.0), 0.0, request.n_steps, n_tokens), 0.0)
     steps = tuple(Step(0, now, following, 1, n_tokens) for now, following in pairwise(sigmas))
     return Plan(
         steps,
@@ -266,18 +258,22 @@ def _kept_plan(request: PlanRequest) -> Plan:
         request.n_steps,
         keeps_schedule=True,
         frames=request.frames,
+        levels=request.levels,
     )
 
 
 def _stage_sigmas(
-    stage: StageConfig, bounds: tuple[float, float], n: int, shift: float
+    stage: StageConfig, bounds: tuple[float, float], n: int, request: PlanRequest, n_tokens: int
 ) -> tuple[float, ...]:
-    """Sigmas of a stage's calls: its own, resampled to `n`, or the shift's."""
+    """Sigmas of a stage's calls: its own, resampled to `n`, its shift's or the scheduler's."""
     start, end = bounds
-    if stage.sigmas is None:
-        return shifted_sigmas(start, end, n, stage.shift or shift)
-    if len(stage.sigmas) == n:
-        return stage.sigmas
-    own = (*stage.sigmas, end)
-    places = np.linspace(0, len(stage.sigmas), n + 1)[:-1]
-    return tuple(float(sigma) for sigma in np.interp(places, np.arange(len(own)), own))
+    if stage.sigmas is not None:
+        own = (*stage.sigmas, end)
+        places = np.linspace(0, len(stage.sigmas), n + 1)[:-1]
+        drawn = np.interp(places, np.arange(len(own)), own).tolist()
+        sigmas = stage.sigmas if len(stage.sigmas) == n else tuple(drawn)
+    elif stage.shift is not None:
+        sigmas = shifted_sigmas(start, end, n, stage.shift)
+    else:
+        return request.spaced(start, end, n, n_tokens)
+    return request.levels.distinct(sigmas, end) if request.levels else sigmas

@@ -1,8 +1,11 @@
-"""Noise levels that a scheduler has set by itself."""
+"""Noise levels: those of schedulers, and how they are spaced."""
 
 from __future__ import annotations
 
 from typing import Any
+
+import numpy as np
+from torch import Tensor
 
 
 def own_sigmas(scheduler: Any) -> tuple[float, ...]:
@@ -12,17 +15,62 @@ def own_sigmas(scheduler: Any) -> tuple[float, ...]:
         scheduler: After its `set_timesteps`.
 
     Returns:
-        Its `sigmas`; of one that has none (DDIM), the noise's coefficient at its timesteps.
+        Levels in [0, 1], as a flow has them: noise / (signal + noise).
 
     Example:
         >>> from diffusers import DDIMScheduler
         >>> scheduler = DDIMScheduler()
         >>> scheduler.set_timesteps(2)
         >>> [round(sigma, 2) for sigma in own_sigmas(scheduler)]
-        [0.96, 0.01, 0.0]
+        [0.77, 0.01, 0.0]
     """
-    if hasattr(scheduler, "sigmas"):
-        is_inverted = scheduler.config.get("invert_sigmas", False)  # they rise from 0, pure noise
-        return tuple(1 - float(s) if is_inverted else float(s) for s in scheduler.sigmas)
-    signal = scheduler.alphas_cumprod[scheduler.timesteps.cpu()]
-    return (*((1 - signal) ** 0.5).tolist(), 0.0)
+    config = scheduler.config
+    if not hasattr(scheduler, "sigmas"):
+        return (*flow_sigmas(scheduler.alphas_cumprod[scheduler.timesteps.cpu()]), 0.0)
+    sigmas = [float(sigma) for sigma in scheduler.sigmas]
+    if config.get("invert_sigmas", False):  # they rise from 0, pure noise
+        return tuple(1 - sigma for sigma in sigmas)
+    if "prediction_type" in config and not config.get("use_flow_sigmas", False):
+        return tuple(sigma / (1 + sigma) for sigma in sigmas)  # noise over signal, from Karras
+    return tuple(sigmas)
+
+
+def flow_sigmas(alphas_cumprod: Tensor) -> tuple[float, ...]:
+    """Levels noise / (signal + noise) of latents that preserve variance.
+
+    Args:
+        alphas_cumprod: Squared coefficients of the signal, in [0, 1], float [n].
+
+    Example:
+        >>> import torch
+        >>> flow_sigmas(torch.tensor([1.0, 0.5, 0.0]))
+        (0.0, 0.5, 1.0)
+    """
+    kept = alphas_cumprod.double()
+    signal, noise = kept.sqrt(), (1 - kept).clamp(min=0).sqrt()
+    return tuple((noise / (signal + noise)).tolist())
+
+
+def shifted_sigmas(start: float, end: float, n: int, shift: float) -> tuple[float, ...]:
+    """Space sigmas as a flow scheduler with this shift does.
+
+    Args:
+        start: First sigma, in (0, 1].
+        end: Where the last step leads to, in [0, start).
+        n: Number of steps, >= 1.
+        shift: Shift of an even spacing, > 0; 1 leaves it even.
+
+    Returns:
+        The `n` sigmas from `start` on, without `end`.
+
+    Example:
+        >>> [round(sigma, 4) for sigma in shifted_sigmas(1.0, 0.0, 4, 3.0)]
+        [1.0, 0.9, 0.75, 0.5]
+
+    Source:
+        `shift * u / (1 + (shift - 1) * u)`: Esser et al., arXiv 2403.03206, eq. 23.
+    """
+    even_start, even_end = (y / (shift - (shift - 1) * y) for y in (start, end))
+    even = np.linspace(even_start, even_end, n + 1)[:-1]
+    sigmas = shift * even / (1 + (shift - 1) * even)
+    return (start, *(float(sigma) for sigma in sigmas[1:]))

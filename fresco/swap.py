@@ -43,7 +43,8 @@ def enter_tokens(
     if step.is_injected:
         tokens = inject(carrier, group.layout)
     else:
-        tokens = restrict(carrier, _field(group, rows, run), step.sigma, group.layout)
+        noise = adapter.target(step.sigma).noise
+        tokens = restrict(carrier, _field(group, rows, run), noise, group.layout)
     positions = group.layout.positions(step.units, step.side)
     entered = adapter.embed(part, tokens, group.layout, positions)
     adapter.aim(entered, group.layout if step.units == "phase" else None)
@@ -67,13 +68,14 @@ def leave_tokens(
     adapter.aim({}, None)
     groups = run.groups(step)
     spread = interpolate if step.is_injected else prolong
+    coefficient = adapter.noise_coefficient * adapter.target(step.sigma).predicted_noise
     predicted = [adapter.unembed(o, g.layout) for o, g in zip(outputs, groups, strict=True)]
     n = sum(map(len, predicted))
     parts, order = [], []
     for output, group, tokens in zip(outputs, groups, predicted, strict=True):
         rows = _rows(group, n, run)
         field = _field(group, rows, run)
-        grid = spread(tokens, field, adapter.noise_coefficient, group.layout)
+        grid = spread(tokens, field, coefficient, group.layout)
         parts.append(adapter.replace(output, grid, group.layout))
         order += rows
     if len(parts) == 1:
@@ -101,11 +103,11 @@ def lift_carrier(run: Run, step: Step, latents: Tensor, velocity: Tensor) -> Ten
     Args:
         run: The run at hand; `fresh` and `spectral` lifts exchange its field.
         step: Its step at hand, with a lift.
-        latents: Of the step's call, float32 [b, c, h, w].
-        velocity: Guided prediction on the full grid, float32 [b, c, h, w].
+        latents: Of the step's call, as a flow's, float32 [b, c, h, w].
+        velocity: Guided prediction on the full grid, as a flow's, float32 [b, c, h, w].
 
     Returns:
-        Latents at the next step's sigma, [b, c, h, w].
+        Latents of a flow at the next step's sigma, [b, c, h, w].
     """
     assert step.lift
     if step.lift.form == "fresh":

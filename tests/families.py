@@ -12,7 +12,6 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 
 
 @dataclass(frozen=True)
@@ -27,13 +26,16 @@ class Family:
         passes: Transformer calls of a step.
         frames: Latent frames of that call.
         scheduler: Config of the scheduler.
+        scheduler_class: Class of diffusers.
+        prediction: What the scheduler is given: "flow", or its `prediction_type`.
         clock: What the transformer is told: 0 sigma, 1 a thousand times it, 2 one minus it, 3 a
-            thousand times that.
+            thousand times that. Whole timesteps are the scheduler's.
         is_negated: Whether the pipeline or its scheduler negates what the transformer returns.
         mixes: Whether it takes mixed layouts.
         zoom: Image px along a side of a token, over 16.
         is_prompt_first: Whether a doubled batch begins with the prompt's half, and guidance
             adds to that.
+        is_frames_first: Whether latents are [b, f, c, h, w].
         missing: Components that are left out.
         parts: Makes components that cannot be left out.
     """
@@ -45,11 +47,14 @@ class Family:
     passes: int = 1
     frames: int = 1
     scheduler: Mapping[str, Any] = field(default_factory=dict)
+    scheduler_class: str = "FlowMatchEulerDiscreteScheduler"
+    prediction: str = "flow"
     clock: int = 1
     is_negated: bool = False
     mixes: bool = False
     zoom: int = 1
     is_prompt_first: bool = False
+    is_frames_first: bool = False
     missing: tuple[str, ...] = ("vae", "text_encoder", "tokenizer")
     parts: Callable[[], dict[str, Any]] = dict
 
@@ -63,7 +68,7 @@ class Family:
             for weight in transformer.parameters():  # some are zero at first
                 if not weight.any():
                     weight.normal_(std=0.1)
-        scheduler = FlowMatchEulerDiscreteScheduler(**self.scheduler)
+        scheduler = getattr(diffusers, self.scheduler_class)(**self.scheduler)
         parts = {"transformer": transformer, "scheduler": scheduler, **self.parts()}
         pipe = getattr(diffusers, self.pipeline)(**parts, **dict.fromkeys(self.missing))
         pipe.set_progress_bar_config(disable=True)
@@ -200,6 +205,27 @@ def _ltx() -> dict[str, Any]:
         "negative_prompt_attention_mask": torch.tensor([[1.0, 1.0, 1.0, 0.0, 0.0]]),
         "guidance_scale": 2.0,
         "num_frames": 9,
+    }
+
+
+def _pixart() -> dict[str, Any]:
+    return {
+        "prompt_embeds": _noise(1, 5, 32),
+        "prompt_attention_mask": torch.ones(1, 5),
+        "negative_prompt_embeds": _noise(1, 5, 32, seed=2),
+        "negative_prompt_attention_mask": torch.tensor([[1, 1, 1, 0, 0]]),
+        "guidance_scale": 2.0,
+        "negative_prompt": None,
+        "use_resolution_binning": False,
+    }
+
+
+def _cogvideox() -> dict[str, Any]:
+    return {
+        "prompt_embeds": _noise(1, 5, 32),
+        "negative_prompt_embeds": _noise(1, 5, 32, seed=2),
+        "guidance_scale": 2.0,
+        "num_frames": 5,
     }
 
 
@@ -531,5 +557,50 @@ FAMILIES = {
         scheduler={"shift": 5.0},
         missing=("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
         parts=_hunyuan_video_15_parts,
+    ),
+    "pixart": Family(
+        "PixArtSigmaPipeline",
+        "PixArtTransformer2DModel",
+        {
+            "sample_size": 16,
+            "in_channels": 4,
+            "out_channels": 8,
+            "num_layers": 2,
+            "attention_head_dim": 16,
+            "num_attention_heads": 2,
+            "cross_attention_dim": 32,
+            "caption_channels": 32,
+        },
+        _pixart,
+        mixes=True,
+        scheduler={"beta_start": 0.0001, "beta_end": 0.02, "clip_sample": False},
+        scheduler_class="DDIMScheduler",
+        prediction="epsilon",
+    ),
+    "cogvideox": Family(
+        "CogVideoXPipeline",
+        "CogVideoXTransformer3DModel",
+        {
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_layers": 2,
+            "attention_head_dim": 16,
+            "num_attention_heads": 2,
+            "time_embed_dim": 8,
+            "text_embed_dim": 32,
+            "sample_height": 8,
+            "sample_width": 12,
+            "sample_frames": 5,
+            "max_text_seq_length": 5,
+            "use_rotary_positional_embeddings": True,
+        },
+        _cogvideox,
+        frames=2,
+        mixes=True,
+        scheduler={"prediction_type": "v_prediction", "rescale_betas_zero_snr": True,
+                   "timestep_spacing": "trailing", "snr_shift_scale": 1.0},
+        scheduler_class="CogVideoXDDIMScheduler",
+        prediction="v_prediction",
+        is_frames_first=True,
     ),
 }  # fmt: skip

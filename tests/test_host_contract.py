@@ -12,7 +12,7 @@ from fresco.adapters.techniques import lora, quantize
 
 from fresco.layout import TokenLayout
 from fresco.ports import find_adapter
-from fresco.schedule import shifted_sigmas
+from fresco.sigmas import shifted_sigmas
 from tests.families import FAMILIES
 
 

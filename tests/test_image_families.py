@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 
 import diffusers
 import pytest
@@ -19,8 +19,8 @@ from fresco.ports import find_adapter
 from fresco.transfer import cut_patches
 from fresco.wraps import call_by_name
 from tests.conftest import traces
-from tests.families import FAMILIES, _noise
-from tests.test_families import MIXED, MIXING, STAGED
+from tests.families import FAMILIES
+from tests.test_families import MIXED, MIXING, STAGED, repeated
 
 
 def record_call(family, pipe):
@@ -111,65 +111,74 @@ def test_z_image_omni_is_refused():
         fresco.accelerate(pipe, STAGED)
 
 
-SCHEDULERS = ("DPMSolverMultistepScheduler", "DDIMScheduler", "FlowMatchEulerDiscreteScheduler")
-
-
-def make_pixart(scheduler):
-    torch.manual_seed(0)
-    transformer = diffusers.PixArtTransformer2DModel(
-        sample_size=16,
-        num_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        in_channels=4,
-        out_channels=8,
-        cross_attention_dim=32,
-        caption_channels=32,
-    ).eval()
-    parts = dict.fromkeys(("vae", "text_encoder", "tokenizer"))
-    scheduler = getattr(diffusers, scheduler)()
-    pipe = diffusers.PixArtSigmaPipeline(transformer=transformer, scheduler=scheduler, **parts)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def draw_pixart(pipe):
-    return pipe(
-        negative_prompt=None,
-        prompt_embeds=_noise(1, 5, 32),
-        prompt_attention_mask=torch.ones(1, 5),
-        negative_prompt_embeds=_noise(1, 5, 32, seed=2),
-        negative_prompt_attention_mask=torch.ones(1, 5),
-        height=64,
-        width=96,
-        num_inference_steps=6,
-        use_resolution_binning=False,
-        generator=torch.Generator().manual_seed(0),
-        output_type="latent",
-        return_dict=False,
-    )[0]
-
-
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_pixart_is_refused_with_stages_whatever_its_scheduler(scheduler):
-    pipe = make_pixart(scheduler)
-    before = traces(pipe)
-    with pytest.raises(errors.AdapterError, match=r"a model of flow matching.*predicts noise"):
-        fresco.accelerate(pipe, STAGED)
-    assert traces(pipe) == before
-
-
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers'
-@pytest.mark.parametrize("scheduler", SCHEDULERS[:2])
-def test_pixart_runs_its_own_schedule_to_the_bit(scheduler):
-    pipe = make_pixart(scheduler)
-    plain, before = draw_pixart(pipe), traces(pipe)
-    with fresco.accelerate(pipe, "identity") as accelerated:
-        assert draw_pixart(pipe).equal(plain)
-        assert [step.passes for step in accelerated.report.steps] == [1] * 6
-        assert all(math.isfinite(step.sigma) for step in accelerated.report.steps)
-    assert traces(pipe) == before
+@pytest.mark.parametrize("scheduler", ["DPMSolverMultistepScheduler", "DDIMScheduler"])
+def test_pixart_runs_any_schedule_of_its_own_to_the_bit(scheduler):
+    family = FAMILIES["pixart"]
+    pipe = family.make()
+    pipe.scheduler = getattr(diffusers, scheduler)()
+    plain, before = family.draw(pipe), traces(pipe)
     stack = [{"kind": "quantize", "form": "int8_weight_only"}]
+    baseline = {"steps": 6, "height": 64, "width": 96}
+    for raw in ({}, {"baseline": baseline}):
+        with fresco.accelerate(pipe, {"schema": 1, "model": "any", **raw}) as accelerated:
+            assert family.draw(pipe).equal(plain)
+            assert [step.passes for step in accelerated.report.steps] == [1] * 6
+            assert all(0 < step.sigma < 1 for step in accelerated.report.steps)
+    assert traces(pipe) == before
     with fresco.accelerate(pipe, {"schema": 1, "model": "any", "stack": stack}):
-        assert 0 < (draw_pixart(pipe) - plain).norm() / plain.norm() < 0.1
-    assert draw_pixart(pipe).equal(plain)
+        assert 0 < (family.draw(pipe) - plain).norm() / plain.norm() < 0.1
+    assert family.draw(pipe).equal(plain)
+
+
+def test_pixart_alpha_s_sizes_go_with_the_images_of_mixed_layouts():
+    """Of sample_size 128 it is told height, width and their ratio, one row per image."""
+    family = FAMILIES["pixart"]
+    config = {
+        **family.config,
+        "sample_size": 128,
+        "attention_head_dim": 24,
+        "cross_attention_dim": 48,
+    }
+    alpha = replace(family, pipeline="PixArtAlphaPipeline", config=config)
+    pipe = alpha.make()
+    stage = {**MIXED["stages"][1], "promote": {"score": "random", "budget": 0.4}}
+    raw = {**MIXED, "stages": [MIXED["stages"][0], stage, MIXED["stages"][2]]}
+    with fresco.accelerate(pipe, raw) as accelerated:
+        generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+        together = alpha.draw(pipe, **repeated(alpha.asked()), generator=generators)
+        run = accelerated._middleware.last
+        assert len(run.groups(run.plan.steps[2])) == 2
+        for i in range(2):
+            alone = alpha.draw(pipe, seed=i)
+            torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-6, atol=1e-4)
+    assert accelerated.cost().flops > 0
+
+
+def test_pixart_s_table_of_positions_is_put_back_also_after_a_death():
+    family = FAMILIES["pixart"]
+    pipe = family.make()
+    module = pipe.transformer.pos_embed
+    before = (module.height, module.width, module.pos_embed)
+
+    def die(*_):
+        if module.height == 1:  # inside of a mixed step
+            raise ValueError("on purpose")
+
+    with fresco.accelerate(pipe, MIXED):
+        right = family.draw(pipe)
+        with (
+            module.proj.register_forward_pre_hook(die),
+            pytest.raises(ValueError, match="on purpose"),
+        ):
+            family.draw(pipe)
+        assert (module.height, module.width) == before[:2]
+        assert module.pos_embed is before[2]
+        assert family.draw(pipe).equal(right)
+
+
+def test_a_pixart_that_predicts_anything_else_is_refused():
+    pipe = FAMILIES["pixart"].make()
+    pipe.transformer.register_to_config(out_channels=5)
+    with pytest.raises(errors.AdapterError, match=r"noise \(4 channels\), .*got 5 channels"):
+        fresco.accelerate(pipe, STAGED)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from fresco.errors import ScheduleError
 from fresco.recipe import load_recipe
-from fresco.schedule import PlanRequest, make_plan, scaled_steps, shifted_sigmas
+from fresco.schedule import PlanRequest, make_plan, scaled_steps
+from fresco.sigmas import shifted_sigmas
 from tests.strategies import recipes
 
 

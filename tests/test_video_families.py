@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import diffusers
 import pytest
@@ -10,6 +11,9 @@ import torch
 
 import fresco
 from fresco import errors
+from fresco.layout import TokenLayout
+from fresco.ports import find_adapter
+from fresco.transfer import cut_patches
 from tests.conftest import traces
 from tests.families import FAMILIES, _noise
 from tests.test_families import ALL_FINE, MIXED, STAGED, Watch
@@ -19,7 +23,8 @@ SCHEDULERS = {
     "FlowMatchHeunDiscreteScheduler": ({}, "calls the transformer twice"),
     "UniPCMultistepScheduler": (FLOW, "takes back a part of a lift"),
     "DPMSolverMultistepScheduler": (FLOW, "extrapolates from the last step"),
-    "CogVideoXDDIMScheduler": ({}, "evenly spaced timesteps"),
+    "DDIMScheduler": ({}, "preserves variance"),
+    "CogVideoXDDIMScheduler": ({}, "preserves variance"),
     "CogVideoXDPMScheduler": ({}, "draws fresh noise"),
 }
 
@@ -157,31 +162,81 @@ def test_ltx_from_a_picture_is_refused():
     _refused(pipe, r"LTXImageToVideoPipeline, with one per token \(image\)")
 
 
-def test_cogvideox_takes_recipes_without_stages_only():
-    torch.manual_seed(0)
-    transformer = diffusers.CogVideoXTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4,
-        time_embed_dim=8, text_embed_dim=32, num_layers=2, sample_width=12, sample_height=8,
-        sample_frames=5, max_text_seq_length=5,
-    ).eval()  # fmt: skip
-    scheduler = diffusers.CogVideoXDDIMScheduler(prediction_type="v_prediction")
-    parts = {"transformer": transformer, "scheduler": scheduler}
-    missing = ("vae", "text_encoder", "tokenizer")
-    pipe = diffusers.CogVideoXPipeline(**parts, **dict.fromkeys(missing))
-    pipe.set_progress_bar_config(disable=True)
+SINES = replace(  # CogVideoX-2B: positions are added inside
+    FAMILIES["cogvideox"],
+    config={**FAMILIES["cogvideox"].config, "use_rotary_positional_embeddings": False},
+)
 
-    def draw():
-        return pipe(
-            prompt_embeds=_noise(1, 5, 32), negative_prompt_embeds=_noise(1, 5, 32, seed=2),
-            height=64, width=96, num_frames=5, num_inference_steps=6, output_type="latent",
-            generator=torch.Generator().manual_seed(0), return_dict=False,
-        )[0]  # fmt: skip
 
-    plain = draw()
+def test_cogvideox_without_rotations_runs_mixed_stages():
+    pipe = SINES.make()
+    plain, before = SINES.draw(pipe), traces(pipe)
+    with fresco.accelerate(pipe, MIXED) as accelerated:
+        assert SINES.draw(pipe).isfinite().all()
+        assert [step.tokens for step in accelerated.report.steps] == [12, 12, 24, 24, 48, 48]
+    assert traces(pipe) == before
+    assert SINES.draw(pipe).equal(plain)
+
+
+@torch.no_grad()
+def test_cogvideox_s_sines_at_the_full_grid_s_places_are_its_own():
+    pipe = SINES.make()
+    adapter, module = find_adapter(pipe.transformer), pipe.transformer.patch_embed
+    undo = adapter.attach(pipe.transformer, {"fine"})
+    layout = TokenLayout.whole(4, 6, 1, 2)
+    text, latents = _noise(1, 5, 32), _noise(1, 2, 4, 8, 12)
+    call = {"hidden_states": latents}
+    tokens = cut_patches(adapter.read(call, layout), 2)
+    strips = []
+    for moved_by in (1e-7, 0.5):
+        positions = layout.positions("fine") + moved_by
+        strip = adapter.embed(call, tokens, layout, positions)["hidden_states"]
+        strips.append(module(text, strip))
+    adapter.aim({}, None)
+    undo()
+    torch.testing.assert_close(strips[0], module(text, latents), rtol=0, atol=1e-5)
+    assert (strips[1] - strips[0])[:, :5].abs().max() == 0
+    assert (strips[1] - strips[0])[:, 5:].abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("height", [64, 48])
+def test_cogvideox_s_rotations_of_coarse_cells_are_those_of_the_smaller_video(height):
+    pipe = FAMILIES["cogvideox"].make()
+    adapter = find_adapter(pipe.transformer)
+    layout = TokenLayout.whole(height // 16, 6, 2, 2)
+    full = pipe._prepare_rotary_positional_embeddings(height, 96, 2, "cpu")
+    call = {"hidden_states": _noise(1, 2, 4, height // 8, 12), "image_rotary_emb": full}
+    tokens = torch.zeros(1, layout.n_tokens, 8, 2, 2)
+    entered = adapter.embed(call, tokens, layout, layout.positions("native"))
+    own = pipe._prepare_rotary_positional_embeddings(-(-height // 32) * 16, 48, 2, "cpu")
+    torch.testing.assert_close(entered["image_rotary_emb"], own, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        ({"in_channels": 8}, r"sees latents only \(4 channels\), got 8 input channels"),
+        ({"patch_size_t": 2}, "patches of one frame, got patches of 2 frames"),
+        (
+            {"use_learned_positional_embeddings": True},
+            "positions of any size, got one that learned",
+        ),
+    ],
+)
+def test_cogvideox_of_other_kinds_is_refused(config, match):
+    pipe = FAMILIES["cogvideox"].make()
+    pipe.transformer.register_to_config(**config)
+    _refused(pipe, match)
+
+
+def test_cogvideox_s_own_schedule_is_told_as_a_flow_s():
+    family = FAMILIES["cogvideox"]
+    pipe = family.make()
+    plain = family.draw(pipe)
     with fresco.accelerate(pipe, "identity") as accelerated:
-        assert draw().equal(plain)
+        assert family.draw(pipe).equal(plain)
         steps = accelerated.report.steps
     assert [step.tokens for step in steps] == [2 * 4 * 6] * 6
-    kept = scheduler.alphas_cumprod[scheduler.timesteps]
-    assert [step.sigma for step in steps] == pytest.approx((1 - kept).sqrt().tolist())
-    _refused(pipe, "trained by flow matching, got CogVideoX")
+    kept = pipe.scheduler.alphas_cumprod[pipe.scheduler.timesteps]
+    expected = (1 - kept).sqrt() / ((1 - kept).sqrt() + kept.sqrt())
+    assert [step.sigma for step in steps] == pytest.approx(expected.tolist())

@@ -22,12 +22,13 @@ Written by `python -m tests.write_models`; a test fails if it is stale. Every ce
 family's real diffusers pipeline with tiny random weights on a CPU, with whole-grid stages (mixed
 ones in that column): `yes` is a finite picture with the technique at work, anything else the
 reason. It says nothing about picture quality. FLUX.1, the first family, has
-[a matrix of its own](combinations.md). PixArt, which predicts noise that preserves variance, is
-refused by recipes with stages, and so are pipelines that start from a noisy picture (strength
-below 1), in every family. Pictures as conditions work with stages, whole-grid and mixed: reference
-pictures of FLUX.1 Kontext and Qwen-Image-Edit (Plus) keep their resolution, the mask and picture
-of FLUX.1 Fill and Control are averaged without a swap of noise, and what Kontext does not inpaint
-stays (`pytest tests/test_conditions.py`).
+[a matrix of its own](combinations.md). PixArt and CogVideoX run with DDIM, not with the schedulers
+that their pipelines bring ([why](../explanation/noise.md)). Refused by recipes with stages are
+pipelines that start from a noisy picture (strength below 1), in every family. Pictures as
+conditions work with stages, whole-grid and mixed: reference pictures of FLUX.1 Kontext and
+Qwen-Image-Edit (Plus) keep their resolution, the mask and picture of FLUX.1 Fill and Control are
+averaged without a swap of noise, and what Kontext does not inpaint stays
+(`pytest tests/test_conditions.py`).
 """
 MAGCACHE = {**FORCED["magcache"], "ratios": (1.0, 1.0)}  # they are calibrated per model
 STACKS = {

@@ -1,18 +1,28 @@
-"""PixArt-alpha and -Sigma: predictions of the noise in a variance-preserving diffusion."""
+"""PixArt-alpha and -Sigma: predictions of the noise in latents that preserve variance."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
-from fresco.errors import AdapterError
-from fresco.ports import register_adapter
+import torch
+from diffusers.models.embeddings import get_1d_sincos_pos_embed_from_grid
+from torch import Tensor
 
-from .plain import PlainAdapter
+from fresco.errors import AdapterError
+from fresco.layout import TokenLayout
+from fresco.ports import register_adapter
+from fresco.target import Prediction
+
+from .strip import StripAdapter
 
 
 @register_adapter
-class PixArtAdapter(PlainAdapter):
-    """`PixArtTransformer2DModel`: recipes without stages only.
+class PixArtAdapter(StripAdapter):
+    """`PixArtTransformer2DModel`; it scales positions to the size of the picture itself.
+
+    Channels behind the predicted noise are its variance, which pipelines drop: zero in
+    coarse stages.
 
     Source:
         huggingface/diffusers@v0.42.1:
@@ -20,11 +30,82 @@ class PixArtAdapter(PlainAdapter):
     """
 
     model: ClassVar[str] = "PixArtTransformer2DModel"
+    prediction: ClassVar[Prediction] = "epsilon"
+    scheduler: ClassVar[str] = "DDIMScheduler"
+    is_relative: ClassVar[bool] = False
+    batched: ClassVar[tuple[str, ...]] = (
+        "hidden_states",
+        "encoder_hidden_states",
+        "timestep",
+        "encoder_attention_mask",
+    )
 
     def check(self, pipe: Any) -> None:
-        raise AdapterError(
-            "accelerate(pipe, recipe)",
-            "a model of flow matching, whose latents are (1 - sigma) x0 + sigma eps",
-            f"{type(pipe.transformer).__name__}, which predicts noise that preserves variance",
-            "Use a recipe without stages: techniques of its stack work.",
-        )
+        latents, predicted = self.config.in_channels, self.config.out_channels
+        if predicted not in {None, latents, 2 * latents}:
+            expected = (
+                f"a transformer that predicts noise ({latents} channels), or its variance too"
+            )
+            got, fix = f"{predicted} channels", "Use a recipe without stages."
+            raise AdapterError("accelerate(pipe, recipe)", expected, got, fix)
+
+    def select(self, call: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+        sizes = call.get("added_cond_kwargs") or {}
+        chosen = {name: None if size is None else size[list(rows)] for name, size in sizes.items()}
+        return {**super().select(call, rows), "added_cond_kwargs": chosen}
+
+    def unembed(self, output: Any, layout: TokenLayout) -> Tensor:
+        return super().unembed((output[0][:, : self.config.in_channels],), layout)
+
+    def replace(self, output: Any, carrier: Tensor, layout: TokenLayout) -> Any:
+        n_dropped = output[0].shape[1] - carrier.shape[1]
+        dropped = carrier.new_zeros(len(carrier), n_dropped, *carrier.shape[2:])
+        return super().replace(output, torch.cat((carrier, dropped), dim=1), layout)
+
+    def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
+        super().attach(transformer, units)
+        module = transformer.pos_embed
+        own: dict[str, Any] = {}  # what is set aside during a call
+
+        def put_places(_module: object, _given: object) -> None:
+            """Let the table be these tokens' positions, for a picture of their one row."""
+            if self._places is not None:
+                own.update((key, getattr(module, key)) for key in ("height", "width", "pos_embed"))
+                places = self._places.to(module.pos_embed.device)
+                table = _positions(module, places, self._sides)
+                module.height, module.width, module.pos_embed = 1, len(places), table[None]
+
+        def put_back(*_given: object) -> None:
+            while own:
+                setattr(module, *own.popitem())
+
+        before = module.register_forward_pre_hook(put_places)
+        after = module.register_forward_hook(put_back, always_call=True)
+
+        def undo() -> None:
+            before.remove()
+            after.remove()
+
+        return undo
+
+    def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
+        latents, width = self.example_latents(transformer, n_tokens), self.config.caption_channels
+        sizes = {"resolution": latents.new_ones(1, 2), "aspect_ratio": latents.new_ones(1, 1)}
+        return {
+            "hidden_states": latents,
+            "encoder_hidden_states": latents.new_zeros(1, n_text_tokens, width),
+            "timestep": latents.new_zeros(1),
+            "added_cond_kwargs": sizes,
+            "return_dict": False,
+        }
+
+
+def _positions(module: Any, places: Tensor, sides: tuple[int, int]) -> Tensor:
+    """Sines and cosines at places [n, 2] of a picture of `sides`, columns first, [n, d]."""
+    d = module.pos_embed.shape[-1] // 2
+    scaled = [
+        places[:, axis] / (sides[axis] / module.base_size) / module.interpolation_scale
+        for axis in (1, 0)
+    ]
+    waves = [get_1d_sincos_pos_embed_from_grid(d, each, output_type="pt") for each in scaled]
+    return torch.cat(waves, dim=1).float()
