@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fresco.errors import FrescoError
-from fresco.output import make_directory, write_text
+from fresco.output import make_place, write_text
 
 MAX_SEED = 2**62  # of a first picture; the others' follow
 console = Console()
@@ -65,7 +65,7 @@ def named_tasks(bar: Progress) -> Callable[[str, int, int], None]:
 
 def write_json(file: Path, content: Any) -> None:
     """Write a result where a program can read it, as a whole; its directory is made."""
-    make_directory("--json", file.parent, "--json")
+    make_place("--json", file, "--json")
     write_text(file, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 

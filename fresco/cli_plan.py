@@ -34,12 +34,12 @@ def plan(
         str | None, typer.Option(help="For an estimate of the time: a100, h100, h200, or a file.")
     ] = None,
     json: Annotated[Path | None, typer.Option(help="File to write everything to.")] = None,
-    png: Annotated[Path | None, typer.Option(help="File to draw the plan to.")] = None,
+    png: Annotated[Path | None, typer.Option(help="PNG file to draw the plan to.")] = None,
 ) -> None:
     """Say what a recipe does at every step, and what it costs. No weights are needed."""
     with clear_errors():
         with console.status("Loading"):
-            from fresco.output import make_directory
+            from fresco.output import make_place
             from fresco.plan_plot import save_plan
             from fresco.planner import model_of
             from fresco.planner import plan as make
@@ -47,7 +47,7 @@ def plan(
 
             for file, option in ((json, "--json"), (png, "--png")):
                 if file:
-                    make_directory("fresco plan", file.parent, option)
+                    make_place("fresco plan", file, option)
             name = model or (model_like(config) if config else model_of(recipe))
             pipe = sketch_model(name, config)
         size = {"height": height, "width": width, "frames": frames}
@@ -66,6 +66,8 @@ def plan(
     console.print(_table(found, f"{recipe} on {name}", device))
     for line in _totals(found, device):
         console.print(line, highlight=False)
+    if png:
+        console.print(f"Wrote {png}.", soft_wrap=True)
 
 
 def _table(found: Forecast, title: str, device: str | None) -> Table:

@@ -29,9 +29,9 @@ def _list_without_command(context: typer.Context, json: Json = None) -> None:
 def list_(json: Json = None) -> None:
     """List the recipes that ship with the package; bare `fresco recipes` does the same."""
     with clear_errors():
-        from fresco.recipe import known_recipes, load_recipe
+        from fresco.recipe import known_recipes
 
-        rows = [_row(name, load_recipe(name)) for name in known_recipes()]
+        rows = [_row_of(name) for name in known_recipes()]
         if json:
             write_json(json, rows)
     name, expects, validated = (
@@ -43,9 +43,13 @@ def list_(json: Json = None) -> None:
     columns = (name, model, stages, stack, expects, validated)
     table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
     for row in rows:
-        bounds = str(row["expects"]).replace(", ", "\n")
-        table.add_row(*(str(value) for value in (row | {"expects": bounds}).values()))
+        bounds = str(row.get("expects", "-")).replace(", ", "\n")
+        told = row | {"expects": bounds}
+        table.add_row(*(str(told.get(key, "-")) for key in _COLUMNS))
     console.print(table)
+    for row in rows:
+        for problem in row.get("problems", ()):
+            console.print(f"{row['recipe']}: {problem}", markup=False, soft_wrap=True)
 
 
 @recipes.command()
@@ -60,7 +64,7 @@ def show(
         checked = load_recipe(recipe)
         if json:
             write_json(json, checked.model_dump(mode="json", by_alias=True, exclude_unset=True))
-        text = known_recipes().get(recipe, Path(recipe)).read_text(encoding="utf-8")
+        text = known_recipes().get(recipe, Path(recipe).expanduser()).read_text(encoding="utf-8")
     console.print(text, markup=False, soft_wrap=True, end="")
 
 
@@ -102,6 +106,20 @@ def schema(
         console.print(f"Wrote {out}.", soft_wrap=True)
     else:
         console.print_json(data=recipe_schema())
+
+
+_COLUMNS = ("recipe", "model", "stages", "stack", "expects", "validated")
+
+
+def _row_of(name: str) -> dict[str, Any]:
+    """A recipe's row; one that does not load here, for a version or a package, says why."""
+    from fresco.errors import RecipeError
+    from fresco.recipe import load_recipe
+
+    try:
+        return _row(name, load_recipe(name))
+    except RecipeError as error:
+        return {"recipe": name, "problems": list(error.problems)}
 
 
 def _row(name: str, recipe: Recipe) -> dict[str, Any]:

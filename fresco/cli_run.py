@@ -17,6 +17,7 @@ Changes = Annotated[
 
 
 def run(
+    context: typer.Context,
     recipe: Annotated[
         str, typer.Argument(help="Name of a recipe, path of a YAML file, or a picture to repeat.")
     ],
@@ -41,13 +42,22 @@ def run(
             from fresco.errors import FrescoError
             from fresco.output import make_directory
             from fresco.overrides import override
-            from fresco.pictures import PictureRequest, load_pipe, make_picture, read_request
+            from fresco.pictures import (
+                PictureRequest,
+                differences,
+                load_pipe,
+                made_with,
+                make_picture,
+                read_made_by,
+                read_request,
+            )
             from fresco.recipe import load_recipe
 
             if recipe.endswith(".png"):
-                if prompt or change:
-                    fix = "Leave out --prompt and --set: the picture says how it was made."
-                    raise FrescoError("fresco run PICTURE", "the picture alone", "more", fix)
+                where, fix = "fresco run PICTURE", "The picture says how it was made."
+                more = [f"--{name}" for name in _given(context)]
+                if more:
+                    raise FrescoError(where, "no option but --out", ", ".join(more), fix)
                 requests = [read_request(Path(recipe))]
             else:
                 if not prompt:
@@ -74,6 +84,9 @@ def run(
                 ]
             make_directory("fresco run", out, "--out")
             pipe = load_pipe(requests[0].model, requests[0].dtype, requests[0].device)
+            made_by = read_made_by(Path(recipe)) if recipe.endswith(".png") else {}
+        for line in differences(made_by, made_with(pipe, requests[0])):
+            console.print(f"{line}: the picture may differ.", highlight=False, soft_wrap=True)
         with progress_bar() as bar:
             advance = named_tasks(bar)
             for i, request in enumerate(requests):
@@ -85,3 +98,13 @@ def run(
 
                 seconds = make_picture(pipe, request, path, on_step)
                 bar.console.print(f"Wrote {path} ({seconds:.2f} s in the loop).", soft_wrap=True)
+
+
+def _given(context: typer.Context) -> list[str]:
+    """Options of the command line that say how a picture is made."""
+    given = {
+        name
+        for name in context.params.keys() - {"recipe", "out"}
+        if "COMMANDLINE" in str(context.get_parameter_source(name))
+    }
+    return sorted("set" if name == "change" else name for name in given)

@@ -51,7 +51,7 @@ def tune(
     """
     with clear_errors():
         with console.status("Loading"):
-            from fresco.output import make_directory
+            from fresco.output import make_directory, make_place
             from fresco.pictures import PictureRequest, load_pipe
             from fresco.tuning import (
                 Goal,
@@ -65,15 +65,19 @@ def tune(
             )
             from fresco.validation import find_judge
 
-            goal, asked = Goal(speedup, min_judge, seconds), read_prompts(prompts)
+            goal = Goal(speedup, min_judge, seconds)
+            asked = read_prompts(prompts, "fresco tune --prompts")
             picture = PictureRequest(
                 model, None, "", seed, steps, guidance, height, width, dtype, device, frames
             )
             judge = find_judge(metric, picture, asked)
             check_goal(goal, judge is not None)
-            for place, option in ((folder, "--folder"), (out.parent, "--out")):
-                make_directory("fresco tune", place, option)
-            open_study(folder, picture, asked)
+            make_directory("fresco tune", folder, "--folder")
+            for file, option in ((out, "--out"), (json, "--json")):
+                if file:
+                    make_place("fresco tune", file, option)
+            named = judge.name if judge else "PSNR dB"
+            open_study(folder, picture, asked, named)
             pipe = load_pipe(model, dtype, device)
         found: list[Found] = []
         with progress_bar() as bar:
@@ -88,21 +92,22 @@ def tune(
         if json:
             content_of = {"pareto": [asdict(each) for each in front]}
             write_json(json, content_of | {"best": asdict(best) if best else None})
-        console.print(_table(front, best, judge.name if judge else "PSNR dB"))
+        console.print(_table(front, best, named))
         if best is None:
             console.print("[bold red]falls short[/] no candidate meets the goal.")
             raise typer.Exit(1)
-        write_recipe(best, out)
-        console.print(f"Wrote {out}; measure it with `fresco validate {out}`.", soft_wrap=True)
+        hint = f"fresco validate {out} --model {model} --prompts {prompts}"
+        write_recipe(best, out, hint)
+        console.print(f"Wrote {out}; measure it with `{hint}`.", soft_wrap=True, markup=False)
 
 
-def write_recipe(best: Found, path: Path) -> None:
-    """Write a recipe's file with how it was found above it."""
+def write_recipe(best: Found, path: Path, hint: str) -> None:
+    """Write a recipe's file with how it was found, and what measures it, above it."""
     import yaml
 
     text = yaml.safe_dump(dict(best.recipe), sort_keys=False, width=100, default_flow_style=None)
     head = f"# Found by `fresco tune`: {best.speedup:.2f}x at quality {best.quality:.4g}.\n"
-    write_text(path, f"{head}#   fresco validate {path.name}\n{text}")
+    write_text(path, f"{head}#   {hint}\n{text}")
 
 
 def _table(front: Sequence[Found], best: Found | None, quality: str) -> Table:

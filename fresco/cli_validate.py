@@ -48,13 +48,13 @@ def validate(
     """
     with clear_errors():
         with console.status("Loading"):
-            from fresco.output import make_directory
+            from fresco.output import make_place
             from fresco.pairs import ValidationError, check_floor, measure_pairs
             from fresco.pictures import PictureRequest, load_pipe
             from fresco.planner import model_of
             from fresco.planner import plan as forecast
             from fresco.recipe import known_recipes, load_recipe
-            from fresco.recipe_file import write_record
+            from fresco.recipe_file import check_place, write_record
             from fresco.specimen import make_specimen
             from fresco.validation import find_judge, mechanics_record, pictures_record, shortfalls
 
@@ -64,7 +64,10 @@ def validate(
                 fix = "Name both, or neither for mechanics and FLOPs."
                 raise ValidationError(where, "--model and --prompts together", "one", fix)
             if json:
-                make_directory(where, json.parent, "--json")
+                make_place(where, json, "--json")
+            path = known_recipes().get(recipe, Path(recipe).expanduser())
+            if write:
+                check_place(path)
             asked = read_prompts(prompts) if prompts else ()
             base, picture = checked.baseline, None
             if model is not None:
@@ -83,8 +86,11 @@ def validate(
                 )
             judge = find_judge(metric, picture, asked)
             if picture is None:
-                known = model_of(recipe)
-                found = forecast(known, checked, steps=steps, height=height, width=width)
+                fix = "Name it MODEL_INTENT.yaml, or give both --model and --prompts."
+                known = model_of(recipe, where, fix)
+                found = forecast(
+                    known, checked, height=height, width=width, steps=steps, frames=frames
+                )
                 specimen = make_specimen(known)
             else:
                 pipe = load_pipe(picture.model, dtype, device)
@@ -117,16 +123,15 @@ def validate(
         if short:
             raise typer.Exit(1)
         if write:
-            path = known_recipes().get(recipe, Path(recipe))
             write_record(path, record)
             console.print(f"Wrote the record into {path}.", soft_wrap=True)
 
 
-def read_prompts(file: Path) -> tuple[str, ...]:
+def read_prompts(file: Path, where: str = "fresco validate --prompts") -> tuple[str, ...]:
     """Read one prompt per line; empty lines do not count."""
     from fresco.pairs import ValidationError
 
-    where, expected = "fresco validate --prompts", "a text file with a prompt per line"
+    expected = "a text file with a prompt per line"
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

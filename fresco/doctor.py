@@ -15,7 +15,8 @@ from fresco.errors import FrescoError
 from fresco.ports import adapters
 from fresco.techniques import TechniqueConfig, techniques
 
-PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "torchao", "optimum-quanto")
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate",
+            "peft", "torchao", "optimum-quanto", "cache-dit")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from fresco.latency_bench import Bench, LatencyError
-from fresco.output import OutputError, make_directory
+from fresco.output import make_place
 from fresco.recipe import Recipe, known_recipes, load_recipe
 from fresco.reference.provenance import provenance
 from fresco.sketch import ModelConfig, load_model_config
@@ -121,10 +121,7 @@ def _check(asked: Latency) -> dict[str, ModelConfig]:
     if is_cuda and not torch.cuda.is_available():
         fix = "Run it on a machine with one, or pass --device cpu and a tiny --config."
         raise LatencyError(where, "a GPU", "none", fix)
-    make_directory(where, asked.json.parent, "--json")
-    if asked.json.is_dir():
-        got = f"the directory {str(asked.json)!r}"
-        raise OutputError(where, "a file to write to", got, "Name a file with --json.")
+    make_place(where, asked.json, "--json")
     configs = {}
     for model in asked.models:
         path = Path(model)

@@ -88,8 +88,18 @@ def measure_pairs(
         Pictures and times.
 
     Raises:
-        ValidationError: If a run differs from its plan.
+        ValidationError: If a run differs from its plan, or the recipe spoils the plain runs.
+        FrescoError: If the recipe does not attach.
     """
+    if any(not getattr(technique, "keep_original", True) for technique in recipe.techniques):
+        fix = "Set keep_original: true while it is validated; the numbers are the same."
+        raise ValidationError(
+            "fresco validate",
+            "weights that come back for the plain runs",
+            "keep_original: false",
+            fix,
+        )
+    accelerate(pipe, recipe).restore()  # what does not attach is said before anything is sampled
     pairs, total = Pairs(), len(prompts)
     warm_up = replace(picture, prompt=prompts[0], steps=2)
     call_pipe(pipe, warm_up, output_type="pt")

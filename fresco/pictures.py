@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fresco.api import accelerate
 from fresco.errors import FrescoError
+from fresco.reference.bench import weights_digest
 from fresco.reference.provenance import versions
 from fresco.timing import LoopTimer
 
@@ -172,13 +173,39 @@ def make_picture(
         with accelerate(pipe, request.recipe):
             images, seconds = call_pipe(pipe, request, on_step)
     text = PngInfo()
-    text.add_text(_KEY, json.dumps({"request": asdict(request), "versions": versions()}))
+    text.add_text(_KEY, json.dumps({"request": asdict(request), **made_with(pipe, request)}))
     frames = images[0] if isinstance(images[0], list) else [images[0]]
     more = {"save_all": True, "append_images": frames[1:], "duration": _FRAME_MS}
     partial = path.with_name(f".{path.name}")
     frames[0].save(partial, format="PNG", pnginfo=text, **(more if len(frames) > 1 else {}))
     partial.replace(path)
     return seconds
+
+
+def made_with(pipe: Any, request: PictureRequest) -> dict[str, Any]:
+    """Say what a picture depends on besides its request: versions, and the reference's weights."""
+    found: dict[str, Any] = {"versions": versions()}
+    if request.model == "reference":
+        found["weights"] = weights_digest(pipe)[:16]
+    return found
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Say where what made a picture is not what is here; what it does not say is left aside.
+
+    Example:
+        >>> differences({"versions": {"torch": "2.9"}}, {"versions": {"torch": "2.13"}})
+        ['made with torch 2.9, here is 2.13']
+    """
+    flat = [
+        {**made.get("versions", {}), **{key: made[key] for key in ("weights",) if key in made}}
+        for made in (then, now)
+    ]
+    return [
+        f"made with {name} {value}, here is {flat[1].get(name, 'none')}"
+        for name, value in flat[0].items()
+        if flat[1].get(name) != value
+    ]
 
 
 def read_request(path: Path) -> PictureRequest:
@@ -195,13 +222,23 @@ def read_request(path: Path) -> PictureRequest:
     """
     where, fix = f"read_request({path.name!r})", "Name a picture that `fresco run` wrote."
     try:
-        with Image.open(path) as picture:
-            text = json.loads(picture.info[_KEY])
+        text = _read_text(path)
         names = {field.name for field in fields(PictureRequest)} & text["request"].keys()
         return PictureRequest(**{name: text["request"][name] for name in names})
     except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         got = f"{type(error).__name__}: {error}"
         raise PictureError(where, "a picture with its request", got, fix) from error
+
+
+def read_made_by(path: Path) -> dict[str, Any]:
+    """Read what a picture that has a request was made with."""
+    return {name: value for name, value in _read_text(path).items() if name != "request"}
+
+
+def _read_text(path: Path) -> dict[str, Any]:
+    with Image.open(path) as picture:
+        text: dict[str, Any] = json.loads(picture.info[_KEY])
+    return text
 
 
 def as_pictures(images: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fresco.output import write_figure
 from fresco.planner import Forecast
 
 
@@ -14,6 +15,9 @@ def save_plan(forecast: Forecast, title: str, path: Path) -> None:
         forecast: Of one run.
         title: Above all of them.
         path: PNG file to write.
+
+    Raises:
+        OutputError: If it cannot be written.
     """
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
@@ -28,4 +32,4 @@ def save_plan(forecast: Forecast, title: str, path: Path) -> None:
     cost.bar(places, [flops / 1e12 for flops in forecast.flops], align="edge", color="tab:green")
     cost.set(ylabel="TFLOPs", xlabel="step")
     figure.suptitle(f"{title}: {forecast.flops_speedup:.2f}x fewer FLOPs")
-    figure.savefig(path)
+    write_figure(path, figure)

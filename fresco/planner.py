@@ -128,7 +128,8 @@ def plan(
         RecipeError: If the recipe has problems, or is for another model.
         SketchError: If the model is unknown.
         DeviceError: If the device is unknown.
-        ScheduleError: If the number of steps, of text tokens or the size makes no plan.
+        ScheduleError: If the number of steps, of text tokens or the size makes no plan, or frames
+            are asked of a model of pictures.
 
     Example:
         >>> forecast = plan("reference", "reference_5x")
@@ -146,6 +147,9 @@ def plan(
         if not isinstance(pipe, Sketch):
             check_start(pipe, checked)
     base, run = checked.baseline, pipe.run if isinstance(pipe, Sketch) else None
+    if (frames or 1) > 1 and not _makes_videos(pipe):
+        got = f"{frames} of {type(pipe.transformer).__name__}"
+        raise ScheduleError(_WHERE, "frames of a video model", got, "Leave frames out.")
     for own in (base, run):
         height = height or (own.height if own else None)
         width = width or (own.width if own else None)
@@ -165,11 +169,15 @@ def plan(
     return _forecast(pipe.transformer, made, n_text, profile, on_count)
 
 
-def model_of(recipe_name: str) -> str:
+def model_of(
+    recipe_name: str, where: str = "fresco plan RECIPE", fix: str = "Name one with --model."
+) -> str:
     """Read the model out of a recipe's name, `<model>_<intent>`.
 
     Args:
         recipe_name: Name or path; `<model>` is a known model, or what one stands for.
+        where: The call that asks, for the message.
+        fix: What its caller can do.
 
     Returns:
         The known model.
@@ -185,8 +193,8 @@ def model_of(recipe_name: str) -> str:
     known = known_models()
     stand_ins = {load_model_config(name).stands_for or name: name for name in known}
     if named not in known and named not in stand_ins:
-        expected, fix = f"a model ({', '.join(known)})", "Name one with --model."
-        raise SketchError("fresco plan RECIPE", expected, f"none in {recipe_name!r}", fix)
+        expected = f"a model ({', '.join(known)})"
+        raise SketchError(where, expected, f"none in {recipe_name!r}", fix)
     return named if named in known else stand_ins[named]
 
 
@@ -202,6 +210,13 @@ def _resolve(pipe_or_config: Any) -> Any:
         expected, got = "a pipeline with a transformer, or a config", type(pipe_or_config).__name__
         raise SketchError(_WHERE, expected, got, "Pass a model's name, such as 'flux1-dev'.")
     return pipe_or_config
+
+
+def _makes_videos(pipe: Any) -> bool:
+    """Whether a call has more than one frame, or can."""
+    if isinstance(pipe, Sketch):
+        return pipe.run.frames > 1
+    return "num_frames" in inspect.signature(type(pipe).__call__).parameters
 
 
 def _text_tokens(pipe: Any) -> int:

@@ -245,6 +245,12 @@ def _raise_problems(where: str, recipe: Recipe) -> Recipe:
 
 
 _PARTS = ("stages", "requires", "rival")
+_NOT: Mapping[str, str] = {  # what pydantic calls by names of Python
+    "tuple_type": "Input should be a list",
+    "dict_type": "Input should be a mapping",
+    "mapping_type": "Input should be a mapping",
+    "model_type": "Input should be a mapping",
+}
 _KEYS: Mapping[str, type[Config]] = {
     "stages": StageConfig,
     "lift": LiftConfig,
@@ -265,4 +271,5 @@ def _describe(problem: Mapping[str, Any]) -> str:
         names = [part for part in loc[:-1] if isinstance(part, str)]
         fields = _KEYS[names[-1]].model_fields if names else Recipe.model_fields
         text = unknown("key", loc[-1], [field.alias or name for name, field in fields.items()])
+    text = _NOT.get(str(problem["type"]), text)
     return f"{text} @ {place(loc)}"

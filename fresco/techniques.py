@@ -136,6 +136,11 @@ def parse_stack(stack: object) -> tuple[tuple[TechniqueConfig, ...], list[str]]:
     configs, problems = [], []
     for i, entry in enumerate(entries):
         kind = entry.get("kind") if isinstance(entry, Mapping) else None
+        if isinstance(entry, Mapping) and kind is None:
+            problems.append(
+                f"a technique needs its kind: {', '.join(sorted(known))} @ $.stack[{i}]"
+            )
+            continue
         if not isinstance(kind, str) or kind not in known:
             problems.append(f"{unknown('technique', kind, sorted(known))} @ $.stack[{i}].kind")
             continue

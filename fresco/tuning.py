@@ -95,15 +95,28 @@ def check_goal(goal: Goal, has_judge: bool) -> None:
         raise TuningError(where, "a judge for --min-judge", "none", fix)
 
 
-def open_study(folder: Path, picture: PictureRequest, prompts: Sequence[str]) -> None:
+def open_study(
+    folder: Path, picture: PictureRequest, prompts: Sequence[str], judged_by: str
+) -> None:
     """Begin a search in a folder, or go on with the same one.
 
+    Args:
+        folder: Of the search.
+        picture: What every picture has in common.
+        prompts: One picture each.
+        judged_by: Who says how good a picture is.
+
     Raises:
-        TuningError: If the folder holds a search of other pictures.
+        TuningError: If the folder holds a search of other pictures, of another model or judge.
     """
-    study = {"picture": asdict(picture), "prompts": list(prompts)}
+    study = {
+        "picture": asdict(picture),
+        "prompts": list(prompts),
+        "judged_by": judged_by,
+        "weights": _weights(picture.model),
+    }
     file = folder / "study.json"
-    if file.exists() and json.loads(file.read_text(encoding="utf-8")) != study:
+    if file.exists() and _read_json(file) != study:
         fix = "Name another --folder, or delete this one."
         raise TuningError("fresco tune --folder", "this search's folder", "another's", fix)
     write_text(file, json.dumps(study, indent=2) + "\n")
@@ -158,11 +171,12 @@ def pick_candidates(
         found = forecast_of(pipe, content, text_tokens=plain.n_text_tokens)
         return found.flops_speedup
 
-    by_speed = sorted(known.values(), key=speed)
+    speeds = {id(each): speed(each) for each in known.values()}  # once each: a plan takes a while
+    by_speed = sorted(known.values(), key=lambda each: speeds[id(each)])
     if goal.min_judge is None:
         target = goal.speedup or plain.seconds / (goal.seconds or 1)
-        nearest = sorted(by_speed, key=lambda content: abs(math.log(speed(content) / target)))
-        return sorted(nearest[:n], key=speed)
+        nearest = sorted(by_speed, key=lambda each: abs(math.log(speeds[id(each)] / target)))
+        return sorted(nearest[:n], key=lambda each: speeds[id(each)])
     last = len(by_speed) - 1
     return [by_speed[round(i * last / max(1, n - 1))] for i in range(min(n, len(by_speed)))]
 
@@ -185,7 +199,7 @@ def measure(
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     file = folder / f"{key}.json"
     if file.exists():
-        known = json.loads(file.read_text(encoding="utf-8"))
+        known = _read_json(file)
         return None if "refused" in known else Found(**known)
     try:
         # a cache that does nothing here: the search has the same candidate without it
@@ -223,6 +237,27 @@ def pareto(found: Iterable[Found]) -> list[Found]:
 def best_of(found: Iterable[Found], goal: Goal) -> Found | None:
     """Choose the best of those that meet the goal; None if none does."""
     return max(filter(goal.meets, found), key=goal.rank, default=None)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """What a search kept, or an error that names the file."""
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        got = f"{str(file)!r} ({error})"
+        raise TuningError("fresco tune --folder", "results as JSON", got, "Delete it.") from error
+    return found
+
+
+def _weights(model: str) -> str | None:
+    """Name the reference model's weights, which are trained further from time to time."""
+    if model != "reference":
+        return None
+    import fresco.reference
+
+    files = sorted(fresco.reference.PIPELINE.rglob("*.safetensors"))
+    digest = hashlib.sha256(b"".join(hashlib.sha256(each.read_bytes()).digest() for each in files))
+    return digest.hexdigest()[:16]
 
 
 def _sample(

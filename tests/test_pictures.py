@@ -118,10 +118,26 @@ def test_a_picture_says_how_it_can_be_made_again(tmp_path, folder, monkeypatch):
     assert not np.array_equal(pixels(again), pixels(first))
     assert not np.array_equal(pixels(again), pixels(third))  # the seed counts
     assert read_request(again) == request
+    assert "may differ" not in result.output
     result = run("run", "identity", *prompts, *SIZE, "--out", str(tmp_path / "c"))
     assert result.exit_code == 0
     plain = sorted((tmp_path / "c").iterdir())[1]
     assert not np.array_equal(pixels(plain), pixels(second))  # the recipe was on
+
+
+def test_a_picture_says_with_what_it_was_made(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(fresco.reference, "PIPELINE", folder)
+    out, asked = tmp_path / "a", ("--prompt", "a red ring", "--steps", "1")
+    assert run("run", "identity", *asked, *SIZE[2:], "--out", str(out)).exit_code == 0
+    (path,) = out.iterdir()
+    monkeypatch.setattr("fresco.pictures.versions", lambda: {"torch": "0.1"})
+    monkeypatch.setattr("fresco.pictures.weights_digest", lambda _: "f" * 64)
+    result = run("run", str(path), "--out", str(tmp_path / "b"))
+    assert result.exit_code == 0
+    assert (
+        f"made with torch {torch.__version__}, here is 0.1: the picture may differ" in result.output
+    )
+    assert "here is ffffffffffffffff: the picture may differ" in result.output
 
 
 def test_a_pipeline_s_directory_is_a_model(tmp_path, folder):
@@ -142,7 +158,8 @@ def test_a_pipeline_s_directory_is_a_model(tmp_path, folder):
         (("reference_5x", "--prompt", "x", "--device", "cuda:9"), "a device that is here"),
         (("reference_5x", "--prompt", "x", "--set", "stages[9].steps=1"), "$.stages has 2 entries"),
         (("none.png",), "a picture with its request"),
-        (("none.png", "--prompt", "x"), "the picture alone"),
+        (("none.png", "--prompt", "x"), "no option but --out, got --prompt"),
+        (("none.png", "--steps", "4", "--set", "a=1"), "got --set, --steps"),
     ],
 )
 def test_bad_input_to_run_is_a_clear_error(arguments, message, tmp_path, monkeypatch):

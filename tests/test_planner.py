@@ -130,6 +130,7 @@ def test_time_is_bound_by_the_slower_of_two_rates(tmp_path):
         (RecipeError, {"recipe": {"schema": 1, "model": "Other"}}, "the recipe is for Other"),
         (ScheduleError, {"steps": 0}, "got 32 x 32, 40 and 0"),
         (ScheduleError, {"height": 4}, "got 0 x 32, 40 and 50"),
+        (ScheduleError, {"frames": 5}, "frames of a video model, got 5 of FluxTransformer2DModel"),
     ],
 )
 def test_bad_input_is_a_clear_error(error, asked, message):
@@ -221,6 +222,25 @@ def test_plan_prints_writes_and_draws(tmp_path):
     assert "an estimate" in result.output
     with Image.open(png) as picture:
         assert picture.size == (800, 700)
+
+
+def test_a_plan_is_drawn_as_png_whatever_the_file_is_called(tmp_path):
+    size = ("--height", "64", "--width", "64")
+    result = run("plan", "reference_5x", *size, "--png", str(tmp_path / "plan.xyz"))
+    assert result.exit_code == 0
+    assert "plan.xyz" in result.output
+    with Image.open(tmp_path / "plan.xyz") as picture:
+        assert picture.format == "PNG"
+
+
+@pytest.mark.parametrize("option", ["--png", "--json"])
+def test_a_directory_is_no_file_to_write_a_plan_to(option, tmp_path, monkeypatch):
+    monkeypatch.setattr("fresco.planner.plan", lambda *_, **__: pytest.fail("counted"))
+    (tmp_path / "there").mkdir()
+    result = run("plan", "reference_5x", option, str(tmp_path / "there"))
+    assert result.exit_code == 2
+    assert f"there'. Name a file with {option}" in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
 @pytest.mark.parametrize(

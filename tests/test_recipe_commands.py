@@ -104,6 +104,16 @@ def test_records_of_models_without_weights_meet_their_bounds_and_claim_no_qualit
     assert record.speedup is record.psnr_db is record.ssim is record.judge is None
 
 
+@pytest.mark.parametrize(
+    "name", [name for name in known_recipes() if name.startswith(("reference_", "rival_"))]
+)
+def test_bounds_of_recipes_for_the_reference_model_say_something_and_are_met(name):
+    bounds, found = load_recipe(name).expects, fresco.plan("reference", name).flops_speedup
+    assert bounds.flops_speedup <= found < 1.1 * bounds.flops_speedup
+    if name.startswith("reference_"):
+        assert 1 < bounds.speedup < found  # time is won by FLOPs that are not spent
+
+
 @pytest.mark.parametrize("name", ["flux1-dev_fast", "flux1-schnell_fast", "sd35_fast"])
 def test_flops_of_a_record_are_counted_again(name):
     (record,) = load_recipe(name).validated
@@ -196,6 +206,15 @@ def test_problems_between_fields_are_said_with_those_of_parsing():
     assert places == {"$.stagse", "$.stages[0]", "$.requires.torch", "$.stack[0].kind"}
 
 
+def test_wrong_types_are_called_as_in_yaml():
+    found = problems(stages=3, baseline=50, stack=[5, {"method": "first_block"}], expects=False)
+    assert "Input should be a list @ $.stages" in found
+    for place in ("$.baseline", "$.expects", "$.stack[0]"):
+        assert f"Input should be a mapping @ {place}" in found
+    kind = "a technique needs its kind: cache, cache_dit, compile, lora, quantize @ $.stack[1]"
+    assert kind in found
+
+
 def test_what_is_no_recipe_at_all_is_a_clear_error():
     with pytest.raises(RecipeError, match="expected the name of a recipe, a path"):
         load_recipe(5)
@@ -215,6 +234,20 @@ def test_list_says_what_is_expected_and_validated(tmp_path, monkeypatch):
     mine.write_text(json.dumps({"schema": 1, "model": "any", "validated": [RECORD]}))
     monkeypatch.setattr("fresco.recipe.known_recipes", lambda: {"mine": mine})
     assert "mechanics, FLOPs" in run("recipes").output
+
+
+def test_a_recipe_that_does_not_load_here_leaves_the_list_whole(tmp_path, monkeypatch):
+    mine, file = tmp_path / "mine.yaml", tmp_path / "list.json"
+    mine.write_text("schema: 1\nmodel: any\nrequires: {torch: '>=999'}\n")
+    known = {"identity": known_recipes()["identity"], "mine": mine}
+    monkeypatch.setattr("fresco.recipe.known_recipes", lambda: known)
+    result = run("recipes", "--json", str(file))
+    assert result.exit_code == 0
+    assert "mine: needs torch >=999, got " in result.output
+    identity, other = json.loads(file.read_text())
+    assert (identity["recipe"], identity["model"]) == ("identity", "any")
+    assert other["recipe"] == "mine"
+    assert other["problems"]
 
 
 def test_show_prints_the_file_with_its_comments(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import pytest
 import torch
@@ -38,6 +38,12 @@ def arguments(folder, tmp_path, monkeypatch):
     return ("tune", "--model", "reference", "--prompts", str(prompts), *size, *where)
 
 
+@pytest.fixture
+def few(monkeypatch):
+    """A search among three candidates, which need no long choice."""
+    monkeypatch.setattr(fresco.tuning, "candidates", lambda *given: islice(candidates(*given), 3))
+
+
 def test_every_candidate_is_a_valid_recipe():
     found = list(candidates("FluxTransformer2DModel", {"steps": 50}))
     assert len(found) > 100
@@ -66,7 +72,35 @@ def test_a_search_prints_its_pareto_set_and_writes_the_best(arguments, tmp_path,
     assert json.loads(file.read_text()) == found
 
 
-def test_an_interrupted_search_goes_on(arguments, tmp_path, monkeypatch):
+def test_the_command_above_a_found_recipe_runs(arguments, tmp_path, few):
+    assert run(*arguments, "--speedup", "1", "--tries", "1").exit_code == 0
+    command = (tmp_path / "tuned.yaml").read_text().split("\n")[1].removeprefix("#   fresco ")
+    result = run(*command.split(), "--floor", "none")
+    assert result.exit_code == 0, result.output
+    assert load_recipe(tmp_path / "tuned.yaml").validated
+
+
+def test_results_of_another_judge_or_of_other_weights_are_not_mixed(arguments, few, monkeypatch):
+    asked = (*arguments, "--speedup", "1", "--tries", "1")
+    assert run(*asked).exit_code == 0
+    result = run(*asked, "--metric", "tests.test_validation:brightness")
+    assert result.exit_code == 2
+    assert "expected this search's folder, got another's" in result.output
+    monkeypatch.setattr("fresco.tuning._weights", lambda _: "others")
+    assert run(*asked).exit_code == 2
+
+
+def test_a_search_s_file_that_cannot_be_read_is_named(arguments, tmp_path, few):
+    asked = (*arguments, "--speedup", "1", "--tries", "1")
+    assert run(*asked).exit_code == 0
+    (kept,) = (tmp_path / "study").glob("????????????.json")
+    kept.write_text("{")
+    result = run(*asked)
+    assert result.exit_code == 2
+    assert f"{kept.name}' (Expecting" in result.output
+
+
+def test_an_interrupted_search_goes_on(arguments, tmp_path, few, monkeypatch):
     calls, call = [], fresco.tuning.call_pipe
 
     def interrupted(*given, **more):
@@ -76,7 +110,7 @@ def test_an_interrupted_search_goes_on(arguments, tmp_path, monkeypatch):
         return call(*given, **more)
 
     monkeypatch.setattr(fresco.tuning, "call_pipe", interrupted)
-    assert run(*arguments, "--speedup", "1").exit_code != 0
+    assert run(*arguments, "--speedup", "1").exit_code == 130  # neither falls short nor is wrong
     assert not (tmp_path / "tuned.yaml").exists()
     assert len(list((tmp_path / "study").glob("????????????.json"))) == 1
     assert run(*arguments, "--speedup", "1").exit_code == 0

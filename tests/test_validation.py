@@ -132,7 +132,7 @@ def test_an_interrupted_validation_leaves_its_pairs(recipe, prompts, pipe, tmp_p
 
     monkeypatch.setattr(fresco.pairs, "call_pipe", interrupted)
     asked = ("--model", "reference", "--prompts", str(prompts), "--json", str(file))
-    assert run("validate", str(recipe), *asked).exit_code != 0
+    assert run("validate", str(recipe), *asked).exit_code == 130
     found = json.loads(file.read_text())
     assert found["complete"] is False
     assert len(found["pairs"]) == 1
@@ -237,6 +237,40 @@ def test_records_come_last_or_are_refused(recipe):
     with pytest.raises(RecipeError, match="put it last"):
         write_record(recipe, RecordConfig.model_validate(RECORD))
     assert recipe.read_text() == "validated: []\n" + RECIPE % 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("validated: []\n" + RECIPE % 2, "put it last"), (None, "a directory")]
+)
+def test_a_file_that_cannot_take_a_record_is_refused_before_anything_is_measured(
+    text, message, recipe, monkeypatch
+):
+    if text:
+        recipe.write_text(text)
+    else:
+        where = "tempfile.TemporaryFile"
+        monkeypatch.setattr(f"fresco.output.{where}", lambda **_: (_ for _ in ()).throw(OSError()))
+    monkeypatch.setattr("fresco.validation.mechanics_record", lambda *_: pytest.fail("measured"))
+    result = run("validate", str(recipe))
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_a_recipe_of_no_known_name_needs_a_model_and_prompts(tmp_path):
+    (tmp_path / "mine.yaml").write_text(RECIPE % 2)
+    result = run("validate", str(tmp_path / "mine.yaml"))
+    assert result.exit_code == 2
+    assert "fresco validate RECIPE: expected a model" in result.output
+    assert "give both --model and --prompts" in result.output
+
+
+def test_what_spoils_the_plain_runs_or_does_not_attach_is_said_before_they_start(pipe, monkeypatch):
+    monkeypatch.setattr(fresco.pairs, "call_pipe", lambda *_, **__: pytest.fail("sampled"))
+    quantize = {"kind": "quantize", "form": "int8_weight_only", "keep_original": False}
+    with pytest.raises(ValidationError, match="weights that come back for the plain runs"):
+        measure_pairs(pipe, load_recipe({**COARSE, "stack": [quantize]}), PICTURE, PROMPTS)
+    with pytest.raises(RecipeError, match="the recipe is for SD3Transformer2DModel"):
+        measure_pairs(pipe, load_recipe("sd35_fast"), PICTURE, PROMPTS)
 
 
 def test_a_metric_of_one_s_own_judges():

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fresco.output import write_figure
+
 PANELS = {
     "judge": "asked attributes that the pictures show",
     "frechet": "Fréchet distance to rendered scenes",
@@ -18,6 +20,9 @@ def save_pareto(report: Mapping[str, Any], path: Path) -> None:
     Args:
         report: Of `run_study`, a group per method.
         path: PNG file to write.
+
+    Raises:
+        OutputError: If it cannot be written.
     """
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
@@ -40,4 +45,4 @@ def save_pareto(report: Mapping[str, Any], path: Path) -> None:
     figure.suptitle(
         f"{report['n_prompts']} held-out captions, 95% bootstrap intervals", fontsize=10
     )
-    figure.savefig(path)
+    write_figure(path, figure)
