@@ -144,7 +144,7 @@ def plan(
         adapter.check(pipe)
         check_scheduler(pipe.scheduler, adapter.inverts_sigmas)
         if not isinstance(pipe, Sketch):
-            check_start(pipe, checked)
+            check_start(pipe, checked, adapter)
     base, run = checked.baseline, pipe.run if isinstance(pipe, Sketch) else None
     for own in (base, run):
         height = height or (own.height if own else None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from fresco.promotion import Promotion, budget_tokens
 from fresco.recipe import Recipe
 from fresco.score import SCORES
 from fresco.stages import StageConfig
+from fresco.stretch import Stretch, scaled_steps, stretches
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,10 @@ class PlanRequest:
         rows: Fine token rows.
         columns: Fine token columns.
         shift: The scheduler's shift for a token count.
-        sigmas: The scheduler's own sigmas with the final 0, if it has made them.
+        sigmas: The scheduler's own sigmas from the run's first to the final 0, if it made them.
         frames: Latent frames, each of rows x columns tokens.
+        start: Sigma of the run's first latents, in (0, 1]; below 1 they hold a picture.
+        n_skipped: Requested steps that such a run leaves out.
     """
 
     n_steps: int
@@ -105,6 +108,8 @@ class PlanRequest:
     shift: Callable[[int], float]
     sigmas: tuple[float, ...] | None = None
     frames: int = 1
+    start: float = 1.0
+    n_skipped: int = 0
 
 
 def shifted_sigmas(start: float, end: float, n: int, shift: float) -> tuple[float, ...]:
@@ -132,16 +137,6 @@ def shifted_sigmas(start: float, end: float, n: int, shift: float) -> tuple[floa
     return (start, *(float(sigma) for sigma in sigmas[1:]))
 
 
-def scaled_steps(steps: int, n_requested: int, n_baseline: int) -> int:
-    """Scale a stage's steps to the requested number, rounded half up, at least 1.
-
-    Example:
-        >>> scaled_steps(6, n_requested=28, n_baseline=50)
-        3
-    """
-    return max(1, int(steps * n_requested / n_baseline + 0.5))
-
-
 def keeps_schedule(recipe: Recipe, n_requested: int) -> bool:
     """Tell whether a recipe leaves the scheduler's own sigmas as they are.
 
@@ -159,8 +154,13 @@ def keeps_schedule(recipe: Recipe, n_requested: int) -> bool:
     return stage.shift is None and stage.sigmas is None and n == n_requested
 
 
-def planned_steps(recipe: Recipe, n_requested: int) -> int:
+def planned_steps(recipe: Recipe, n_requested: int, start: float = 1.0) -> int:
     """How many steps a run takes, whatever its grid.
+
+    Args:
+        recipe: Of the run.
+        n_requested: Steps that a run from noise alone was asked for, >= 1.
+        start: Sigma of the run's first latents, in (0, 1].
 
     Example:
         >>> from fresco.recipe import load_recipe
@@ -169,8 +169,7 @@ def planned_steps(recipe: Recipe, n_requested: int) -> int:
     """
     if keeps_schedule(recipe, n_requested):
         return n_requested
-    n_baseline = recipe.baseline_steps
-    return sum(scaled_steps(stage.steps, n_requested, n_baseline) for stage in recipe.stages)
+    return sum(each.n_steps for each in stretches(recipe, n_requested, start))
 
 
 def make_plan(recipe: Recipe, request: PlanRequest) -> Plan:
@@ -181,8 +180,8 @@ def make_plan(recipe: Recipe, request: PlanRequest) -> Plan:
         request: Grid, steps, shift, and the scheduler's own sigmas.
 
     Returns:
-        A plan that starts at sigma 1 (or the scheduler's first sigma, where it keeps the
-        scheduler's), ends at 0, and rises only between stages.
+        A plan that starts at the request's sigma (or the scheduler's first sigma, where it keeps
+        the scheduler's), ends at 0, and rises only between stages, never above its start.
 
     Raises:
         ScheduleError: If fewer than one step is asked for.
@@ -204,43 +203,45 @@ def make_plan(recipe: Recipe, request: PlanRequest) -> Plan:
         )
     if keeps_schedule(recipe, request.n_steps):
         return _kept_plan(request)
-    bounds = recipe.bounds()
+    taken = stretches(recipe, request.n_steps, request.start)
     steps: list[Step] = []
-    side = 1
-    for i, (stage, (start, end)) in enumerate(zip(recipe.stages, bounds, strict=True)):
-        side = side if stage.cell == "mixed" else stage.cell
-        n = scaled_steps(stage.steps, request.n_steps, recipe.baseline_steps)
-        promotions = _promotions(stage, n)
-        tokens = [_n_tokens(request, side, promotion) for promotion in promotions]
-        sigmas = _stage_sigmas(stage, (start, end), n, request.shift(round(sum(tokens) / n)))
-        following = recipe.stages[i + 1] if i + 1 < len(bounds) else None
-        entry = bounds[i + 1][0] if following else 0.0
-        lift = None
-        if following and following.lift:
-            up = stage.up or "bilinear"
-            lift = Lift(following.lift.form, sigmas[-1], end, entry, up)
-        for k, next_sigma in enumerate((*sigmas[1:], entry)):
-            steps.append(
-                Step(
-                    stage=i,
-                    sigma=sigmas[k],
-                    next_sigma=next_sigma,
-                    side=side,
-                    n_tokens=tokens[k],
-                    lift=lift if k == n - 1 else None,
-                    promotion=promotions[k],
-                    units=stage.units,
-                    is_injected=stage.restrict == "injection",
-                )
-            )
+    for each, following in zip_longest(taken, taken[1:]):
+        steps += _stretch_steps(each, following, request)
     return Plan(
         tuple(steps),
         request.rows,
         request.columns,
-        request.n_steps,
+        request.n_steps - request.n_skipped,
         keeps_schedule=False,
         frames=request.frames,
     )
+
+
+def _stretch_steps(each: Stretch, following: Stretch | None, request: PlanRequest) -> list[Step]:
+    """Steps of one stage; the last leads to where the following one begins."""
+    stage = each.stage
+    promotions = _promotions(stage, each.n_whole)[-each.n_steps :]
+    tokens = [_n_tokens(request, each.side, promotion) for promotion in promotions]
+    shift = stage.shift or request.shift(round(sum(tokens) / len(tokens)))
+    sigmas = each.sigmas or shifted_sigmas(each.start, each.end, each.n_steps, shift)
+    entry, lift = (following.start, following.stage.lift) if following else (0.0, None)
+    ends = None
+    if lift:
+        ends = Lift(lift.form, sigmas[-1], each.end, entry, stage.up or "bilinear")
+    return [
+        Step(
+            stage=each.index,
+            sigma=sigma,
+            next_sigma=next_sigma,
+            side=each.side,
+            n_tokens=tokens[k],
+            lift=ends if k == each.n_steps - 1 else None,
+            promotion=promotions[k],
+            units=stage.units,
+            is_injected=stage.restrict == "injection",
+        )
+        for k, (sigma, next_sigma) in enumerate(pairwise((*sigmas, entry)))
+    ]
 
 
 def _kept_plan(request: PlanRequest) -> Plan:
@@ -254,7 +255,7 @@ def _kept_plan(request: PlanRequest) -> Plan:
         steps,
         request.rows,
         request.columns,
-        request.n_steps,
+        request.n_steps - request.n_skipped,
         keeps_schedule=True,
         frames=request.frames,
     )
@@ -278,17 +279,3 @@ def _n_tokens(request: PlanRequest, side: int, promotion: Promotion | None) -> i
     if promotion is None:
         return request.frames * TokenLayout.whole(rows, columns, side).n_tokens
     return request.frames * budget_tokens(rows, columns, side, promotion)
-
-
-def _stage_sigmas(
-    stage: StageConfig, bounds: tuple[float, float], n: int, shift: float
-) -> tuple[float, ...]:
-    """Sigmas of a stage's calls: its own, resampled to `n`, or the shift's."""
-    start, end = bounds
-    if stage.sigmas is None:
-        return shifted_sigmas(start, end, n, stage.shift or shift)
-    if len(stage.sigmas) == n:
-        return stage.sigmas
-    own = (*stage.sigmas, end)
-    places = np.linspace(0, len(stage.sigmas), n + 1)[:-1]
-    return tuple(float(sigma) for sigma in np.interp(places, np.arange(len(own)), own))

@@ -255,17 +255,16 @@ def test_a_spacing_that_is_no_shift_is_refused(tiny_flux_pipe):
     refuse(tiny_flux_pipe, FRESCO_5, errors.ScheduleError, "got use_karras_sigmas=True")
 
 
-def test_a_pipeline_that_starts_from_a_picture_is_refused(tiny_flux_pipe):
-    from diffusers import FluxImg2ImgPipeline
+def test_a_pipeline_that_starts_from_a_picture_in_its_own_way_is_refused(tiny_flux_pipe):
+    from diffusers import FluxControlImg2ImgPipeline
 
-    pipe = FluxImg2ImgPipeline(**tiny_flux_pipe.components)
-    refuse(
-        pipe, FRESCO_5, errors.AttachError, "got FluxImg2ImgPipeline, which starts from a picture"
-    )
-    image = torch.rand(1, 3, 64, 64)
-    plain = draw_latents(pipe, image=image, height=64, width=64, strength=0.5)
-    with fresco.accelerate(pipe, "identity"):
-        assert draw_latents(pipe, image=image, height=64, width=64, strength=0.5).equal(plain)
+    parts = tiny_flux_pipe.components
+    left_out = {name: parts.pop(name) for name in ("image_encoder", "feature_extractor")}
+    assert not any(left_out.values())
+    pipe = FluxControlImg2ImgPipeline(**parts)
+    match = "got FluxControlImg2ImgPipeline, which starts from a picture"
+    refuse(pipe, FRESCO_5, errors.AttachError, match)
+    fresco.accelerate(pipe, "identity").restore()
 
 
 def test_accelerating_twice_is_refused_also_through_shared_parts(tiny_flux_pipe):

@@ -35,6 +35,12 @@ class FluxAdapter(PackedAdapter):
         "timestep",
         "guidance",
     )
+    from_pictures: ClassVar[Collection[str]] = (
+        "FluxImg2ImgPipeline",
+        "FluxInpaintPipeline",
+        "FluxFillPipeline",
+        "FluxKontextInpaintPipeline",
+    )
     _strides: Strides | None = None
 
     def __init__(self, transformer: Any) -> None:
