@@ -302,15 +302,3 @@ def test_an_exchanged_scheduler_is_noticed(fast):
     fast.pipe.scheduler = type(fast.pipe.scheduler).from_config(fast.pipe.scheduler.config)
     with pytest.raises(errors.RunError, match="the scheduler that was accelerated"):
         draw_latents(fast.pipe)
-
-
-def test_controlnet_residuals_are_refused(fast):
-    def add_residuals(_module, args, kwargs):
-        return args, {**kwargs, "controlnet_block_samples": [torch.zeros(1, 64, 32)]}
-
-    hook = fast.pipe.transformer.register_forward_pre_hook(
-        add_residuals, with_kwargs=True, prepend=True
-    )
-    with pytest.raises(errors.AdapterError, match="got controlnet_block_samples"):
-        draw_latents(fast.pipe)
-    hook.remove()

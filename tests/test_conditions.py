@@ -230,12 +230,12 @@ def test_pictures_to_edit_keep_their_resolution(name, raw, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "argument"),
     [
-        ("sd3", "block_controlnet_hidden_states"),
+        ("chroma", "controlnet_single_block_samples"),
         ("sana", "controlnet_block_samples"),
         ("z_image", "controlnet_block_samples"),
     ],
 )
-def test_residuals_of_a_controlnet_are_refused_in_coarse_stages(name, argument):
+def test_residuals_of_a_controlnet_are_refused_where_no_cells_average_them(name, argument):
     family = FAMILIES[name]
     pipe = family.make()
 
