@@ -183,7 +183,7 @@ def accelerate(pipe: Any, recipe: str | Path | Mapping[str, Any] | Recipe) -> Ac
             check_mixes(adapter, checked)
             adapter.check(pipe)
             check_scheduler(pipe.scheduler, adapter)
-            check_start(pipe, checked)
+            check_start(pipe, checked, adapter)
         plan = _baseline_plan(pipe, checked, adapter)
         warn_combination(doubt)
         return Middleware(pipe, checked, adapter)

@@ -157,14 +157,14 @@ def _check_flow(scheduler: Any, inverts_sigmas: bool) -> None:
         )
 
 
-def check_start(pipe: Any, recipe: Recipe) -> None:
-    """Refuse pipelines that start from a picture: their latents are no noise field.
+def check_start(pipe: Any, recipe: Recipe, adapter: AbstractModelAdapter) -> None:
+    """Refuse pipelines that start from a picture in a way that the adapter does not know.
 
-    Those that start from noise alone unless asked (strength 1) may hold the picture against
-    the mask after every step, with the run's first noise; so lifts must keep that.
+    The others may hold the picture against the mask after every step, with the run's first
+    noise; so lifts must keep that.
     """
     expected = got = None
-    if starts_from_picture(pipe):
+    if starts_from_picture(pipe) and not adapter.takes_pictures(pipe):
         expected = "a pipeline that starts at sigma 1"
         got = f"{type(pipe).__name__}, which starts from a picture (strength)"
         fix = "Use its text-to-image pipeline, or a recipe without stages."

@@ -7,45 +7,27 @@ import dataclasses
 import functools
 import inspect
 import itertools
-import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import Tensor
 
 from fresco.calls import Call, Listeners
-from fresco.ddim import following, install_timesteps
+from fresco.ddim import following
 from fresco.errors import AttachError, FrescoWarning, RunError
-from fresco.layout import TokenLayout
-from fresco.noise import NoiseField, working_dtype
+from fresco.noise import working_dtype
 from fresco.ports import AbstractModelAdapter
 from fresco.recipe import Recipe
 from fresco.report import Report
 from fresco.run import Run
-from fresco.run_checks import (
-    check_component,
-    check_latents,
-    check_size,
-    check_spacing,
-    check_strength,
-    refuse_thread,
-    starts_from_picture,
-)
-from fresco.schedule import (
-    Plan,
-    PlanRequest,
-    Step,
-    keeps_schedule,
-    make_plan,
-    planned_steps,
-)
-from fresco.sigmas import own_sigmas
+from fresco.run_checks import check_component, check_spacing, refuse_no_start, refuse_thread
+from fresco.schedule import Step, keeps_schedule
+from fresco.start import Start
 from fresco.swap import enter_tokens, leave_tokens, lift_carrier
 from fresco.timing import now_s
-from fresco.wraps import call_by_name, calling, wrap_method
+from fresco.wraps import Around, call_by_name, calling, wrap_method
 
 
 class Middleware:
@@ -61,6 +43,7 @@ class Middleware:
         self.pipe, self.recipe, self.adapter = pipe, recipe, adapter
         self.transformer, self.scheduler = pipe.transformer, pipe.scheduler
         self.transformers = adapter.transformers(pipe)
+        self.start = Start(pipe, recipe, adapter)
         self.last: Run | None = None
         self.listeners = Listeners()
         self._live: Run | None = None
@@ -82,6 +65,7 @@ class Middleware:
                 (self.scheduler, "set_timesteps", self._set_timesteps),
                 (self.scheduler, "step", self._step),
                 (self.pipe, "maybe_free_model_hooks", self._end),
+                *self._wraps_of_pictures(),
             ):
                 undo.callback(wrap_method(owner, name, around))
                 self._wraps.append((owner, name, vars(owner)[name]))
@@ -94,6 +78,15 @@ class Middleware:
                 if units:
                     undo.callback(self.adapter.attach(each, units))
             self._undo = undo.pop_all()
+
+    def _wraps_of_pictures(self) -> Sequence[tuple[Any, str, Around]]:
+        """What else is wrapped where a run may start from a noisy picture."""
+        if not (self.recipe.stages and self.start.takes_pictures):
+            return ()
+        return (
+            (self.pipe, "get_timesteps", self._get_timesteps),
+            (self.scheduler, "scale_noise", self.start.hear_noise),
+        )
 
     def check_restorable(self) -> None:
         """Raise `AttachError` if another library has wrapped a method since."""
@@ -130,28 +123,21 @@ class Middleware:
         for each, attached in itertools.zip_longest(now, self.transformers):
             check_component("transformer", each, attached)
         check_component("scheduler", self.pipe.scheduler, self.scheduler)
-        arguments = inspect.signature(original).bind(*args, **kwargs).arguments
-        height, width = arguments.get("height"), arguments.get("width")
-        rows, columns = self.adapter.grid(self.pipe, height, width)
-        check_size(rows, columns, height, width)
-        fine = TokenLayout.whole(rows, columns, 1, self.adapter.patch_px)
-        latents = arguments.get("latents")
         early, self._early_steps = self._early_steps, None
-        is_early = early is not None and calling(DiffusionPipeline) is self.pipe
-        skips = is_early and check_strength(self.scheduler, self.recipe)
-        if self.recipe.stages and isinstance(latents, Tensor):
-            b = arguments.get("batch_size", len(latents))
-            check_latents(latents, b, self.adapter.latents_shape(fine), fine)
-        result = original(*args, **kwargs)
-        packed = result[0] if isinstance(result, tuple) else result
-        eps = self.adapter.unpack(packed, fine)
-        frames = self.adapter.frames(packed, fine)
-        run = Run(threading.current_thread(), fine, NoiseField(eps, fine.patch_px), frames)
-        run.caller = calling(DiffusionPipeline)
-        if early and is_early and not skips:
-            self._resolve(run, early)
+        if calling(DiffusionPipeline) is not self.pipe:
+            early = None
+        result, run = self.start.begin(early, original, args, kwargs)
         self._live = self.last = run
         return result
+
+    def _get_timesteps(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Leave out what a run that starts from a noisy picture leaves out."""
+        result = original(*args, **kwargs)
+        if self._early_steps is None or calling(DiffusionPipeline) is not self.pipe:
+            return result
+        return self.start.shorten(result, self._early_steps)
 
     def _set_timesteps(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -159,7 +145,7 @@ class Middleware:
         """Resolve the plan of the run that has begun, and install its sigmas."""
         run, caller = self._live, calling(DiffusionPipeline)
         is_begun = run and run.is_here and run.plan is None and run.caller is caller
-        if not is_begun and (caller is not self.pipe or starts_from_picture(self.pipe)):
+        if not is_begun and (caller is not self.pipe or self.start.is_foreign):
             if run and run.is_here:
                 self._live = None  # that run died; this is another pipeline's
             return original(*args, **kwargs)
@@ -172,46 +158,18 @@ class Middleware:
         if not keeps_schedule(self.recipe, n_steps):
             check_spacing(asked, self.adapter.spacing)
         if run and is_begun:
-            self._resolve(run, n_steps)
+            self.start.resolve(run, n_steps)
             self._live = run
         else:  # before prepare_latents: the grid is not known yet, but the number of steps is
             self._early_steps = n_steps
-            if not keeps_schedule(self.recipe, n_steps):
-                n_calls = planned_steps(self.recipe, n_steps)
-                self.scheduler.timesteps = self.scheduler.timesteps[:1].repeat(n_calls)
+            self.start.make_room(n_steps)
         return result
-
-    def _resolve(self, run: Run, n_steps: int) -> None:
-        """Make the plan of a run, and install its sigmas."""
-        rows, columns = run.fine.sides.shape
-        own = own_sigmas(self.scheduler)
-        shift = functools.partial(self.adapter.shift, self.scheduler, n_steps=n_steps)
-        levels = self.adapter.levels(self.scheduler)
-        request = PlanRequest(n_steps, rows, columns, shift, own, run.frames, levels)
-        run.plan = make_plan(self.recipe, request)
-        if not run.plan.keeps_schedule:
-            self._install(run.plan)
-
-    def _install(self, plan: Plan) -> None:
-        """Overwrite the scheduler's sigmas: passed ones would be shifted again."""
-        if plan.levels:
-            install_timesteps(self.scheduler, plan)
-            return
-        scheduler = self.scheduler
-        like = scheduler.sigmas
-        sigmas = torch.tensor(plan.sigmas, dtype=torch.float32, device=like.device)
-        scheduler.sigmas = 1 - sigmas if self.adapter.inverts_sigmas else sigmas
-        timesteps = scheduler.sigmas[:-1] * scheduler.config.num_train_timesteps
-        if len(scheduler.timesteps) == len(timesteps):
-            scheduler.timesteps.copy_(timesteps)  # in place: the pipeline may have them already
-        else:
-            scheduler.timesteps = timesteps
-        scheduler.num_inference_steps = len(plan.steps)
-        scheduler.set_begin_index(0)
 
     def _current(self) -> tuple[Run, Step] | None:
         """The run of this thread and its step at hand, if there is one."""
         run = self._live
+        if run is None and self._early_steps and calling(DiffusionPipeline) is self.pipe:
+            refuse_no_start(self.recipe, self._early_steps)
         if run is None or not run.is_here or run.is_nested:
             return None
         if run.caller is not calling(DiffusionPipeline):

@@ -145,7 +145,7 @@ def plan(
         adapter.check(pipe)
         check_scheduler(pipe.scheduler, adapter)
         if not isinstance(pipe, Sketch):
-            check_start(pipe, checked)
+            check_start(pipe, checked, adapter)
     base, run = checked.baseline, pipe.run if isinstance(pipe, Sketch) else None
     if (frames or 1) > 1 and not _makes_videos(pipe):
         got = f"{frames} of {type(pipe.transformer).__name__}"

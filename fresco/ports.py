@@ -37,6 +37,7 @@ class AbstractModelAdapter(ABC):
     noise_coefficient: ClassVar[float] = 1.0  # of that in what the transformer returns
     inverts_sigmas: ClassVar[bool] = False  # whether its scheduler's rise from 0, pure noise
     mixes: ClassVar[bool] = True  # whether cells of several sides can be in one sequence
+    from_pictures: ClassVar[Collection[str]] = ()  # pipelines that `takes_pictures` names
 
     def __init__(self, transformer: Any) -> None:
         self.config = transformer.config
@@ -58,6 +59,14 @@ class AbstractModelAdapter(ABC):
     def transformers(self, pipe: Any) -> tuple[Any, ...]:
         """Transformers that the pipeline's steps are divided among, one size for all."""
         return (pipe.transformer,)
+
+    def takes_pictures(self, pipe: object) -> bool:
+        """Whether staged recipes can drive this pipeline from a noisy picture (strength below 1).
+
+        Such a pipeline leaves out first steps in `get_timesteps`, and mixes the picture with the
+        run's noise by `scheduler.scale_noise` in `prepare_latents`.
+        """
+        return any(base.__name__ in self.from_pictures for base in type(pipe).__mro__)
 
     @abstractmethod
     def grid(self, pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:

@@ -129,6 +129,12 @@ class Run:
         self._fields.clear()
         return change
 
+    def show_picture(self, clean: Tensor) -> None:
+        """Promote the first step's cells by the picture that the run starts from, [b, c, h, w]."""
+        if self.step and self.step.promotion:
+            self.clean.append(clean)
+            self._promote(self.step.promotion, self.step.side, goes_on=False)
+
     def end_step(self, step: Step, now_s: float) -> None:
         """Record the step at hand, go on to the next and promote its cells."""
         assert self.plan is not None

@@ -13,6 +13,7 @@ from torch import Tensor
 from fresco.errors import LayoutError, RunError, ScheduleError, SizeError
 from fresco.layout import TokenLayout
 from fresco.recipe import Recipe
+from fresco.schedule import keeps_schedule
 
 _WHERE = "pipe(prompt, ...)"
 
@@ -29,28 +30,49 @@ def starts_from_picture(pipe: object) -> bool:
     return bool(inspect.signature(type(pipe).__call__).parameters["strength"].default != 1)
 
 
-def check_strength(scheduler: Any, recipe: Recipe) -> bool:
-    """Refuse stages in a run that leaves out its first steps: it starts from a noisy picture.
+def refuse_mixture(n_skipped: int, pipe: object, has_latents: bool) -> None:
+    """Refuse stages in a run that starts from a noisy picture whose noise cannot be known.
 
     Args:
-        scheduler: After its `set_timesteps`.
-        recipe: Of the run.
-
-    Returns:
-        Whether it leaves out steps.
+        n_skipped: First steps that it leaves out, >= 1.
+        pipe: Whose run it is; its own adapter knows no way to its noise, unless it has latents.
+        has_latents: Whether the latents are the caller's.
 
     Raises:
-        RunError: If it does, and the recipe has stages.
+        RunError: Always.
     """
-    n_skipped = getattr(scheduler, "begin_index", None) or 0
-    if n_skipped and recipe.stages:
+    if has_latents:
         raise RunError(
-            "pipe(strength=...)",
-            "strength=1: a run that starts from noise alone",
-            f"one that leaves out its first {n_skipped} steps",
-            "Use strength=1, or a recipe without stages.",
+            "pipe(latents=..., strength=...)",
+            "latents that the pipeline makes itself: the noise in them must be known",
+            f"latents of the caller's in a run that leaves out its first {n_skipped} steps",
+            "Leave latents out (a seeded generator repeats them), or use strength=1.",
         )
-    return bool(n_skipped)
+    raise RunError(
+        "pipe(strength=...)",
+        f"strength=1 with {type(pipe).__name__}: a run that starts from noise alone",
+        f"one that leaves out its first {n_skipped} steps",
+        "Use strength=1, or a recipe without stages.",
+    )
+
+
+def refuse_no_start(recipe: Recipe, n_steps: int) -> None:
+    """Refuse stages in a run that goes on without `prepare_latents`.
+
+    Args:
+        recipe: Of the run.
+        n_steps: That were asked for.
+
+    Raises:
+        RunError: If the recipe has a schedule of its own.
+    """
+    if not keeps_schedule(recipe, n_steps):
+        raise RunError(
+            "pipe(latents=...)",
+            "latents that the pipeline makes itself: the noise in them must be known",
+            "a run without prepare_latents",
+            "Leave latents out (a seeded generator repeats them), or use a recipe without stages.",
+        )
 
 
 def refuse_thread(other: threading.Thread) -> None:

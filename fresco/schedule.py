@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
-
-import numpy as np
+from itertools import pairwise, zip_longest
 
 from fresco.ddim import Levels
 from fresco.errors import ScheduleError
-from fresco.expected import expected_steps
+from fresco.expected import Expected, expected_steps
 from fresco.layout import PositionUnits, TokenLayout
 from fresco.lift import Lift
 from fresco.promotion import Promotion, seen_again
 from fresco.recipe import Recipe
 from fresco.sigmas import shifted_sigmas
-from fresco.stages import StageConfig
+from fresco.stretch import Stretch, scaled_steps, stretches
 
 
 @dataclass(frozen=True)
@@ -103,9 +101,11 @@ class PlanRequest:
         rows: Fine token rows.
         columns: Fine token columns.
         shift: The scheduler's shift for a token count.
-        sigmas: The scheduler's own sigmas with the final 0, if it has made them.
+        sigmas: The scheduler's own sigmas from the run's first to the final 0, if it made them.
         frames: Latent frames, each of rows x columns tokens.
         levels: Those that a scheduler with whole timesteps has; None: it takes any.
+        start: Sigma of the run's first latents, in (0, 1]; below 1 they hold a picture.
+        n_skipped: Requested steps that such a run leaves out.
     """
 
     n_steps: int
@@ -115,6 +115,8 @@ class PlanRequest:
     sigmas: tuple[float, ...] | None = None
     frames: int = 1
     levels: Levels | None = None
+    start: float = 1.0
+    n_skipped: int = 0
 
     def nearest(self, sigma: float) -> float:
         """The nearest noise level that the scheduler has."""
@@ -125,16 +127,6 @@ class PlanRequest:
         if self.levels:
             return self.levels.spaced(start, end, n)
         return shifted_sigmas(start, end, n, self.shift(n_tokens))
-
-
-def scaled_steps(steps: int, n_requested: int, n_baseline: int) -> int:
-    """Scale a stage's steps to the requested number, rounded half up, at least 1.
-
-    Example:
-        >>> scaled_steps(6, n_requested=28, n_baseline=50)
-        3
-    """
-    return max(1, int(steps * n_requested / n_baseline + 0.5))
 
 
 def keeps_schedule(recipe: Recipe, n_requested: int) -> bool:
@@ -154,8 +146,13 @@ def keeps_schedule(recipe: Recipe, n_requested: int) -> bool:
     return stage.shift is None and stage.sigmas is None and n == n_requested
 
 
-def planned_steps(recipe: Recipe, n_requested: int) -> int:
+def planned_steps(recipe: Recipe, n_requested: int, start: float = 1.0) -> int:
     """How many steps a run takes, whatever its grid.
+
+    Args:
+        recipe: Of the run.
+        n_requested: Steps that a run from noise alone was asked for, >= 1.
+        start: Sigma of the run's first latents, in (0, 1].
 
     Example:
         >>> from fresco.recipe import load_recipe
@@ -164,8 +161,7 @@ def planned_steps(recipe: Recipe, n_requested: int) -> int:
     """
     if keeps_schedule(recipe, n_requested):
         return n_requested
-    n_baseline = recipe.baseline_steps
-    return sum(scaled_steps(stage.steps, n_requested, n_baseline) for stage in recipe.stages)
+    return sum(each.n_steps for each in stretches(recipe, n_requested, start))
 
 
 def make_plan(recipe: Recipe, request: PlanRequest) -> Plan:
@@ -176,8 +172,9 @@ def make_plan(recipe: Recipe, request: PlanRequest) -> Plan:
         request: Grid, steps, shift, and the scheduler's own sigmas.
 
     Returns:
-        A plan that starts at sigma 1 (or the scheduler's first sigma, where it keeps the
-        scheduler's; the highest that it has), ends at 0, and rises only between stages.
+        A plan that starts at the request's sigma (or the scheduler's first sigma, where it keeps
+        the scheduler's; the highest that it has), ends at 0, and rises only between stages,
+        never above its start.
 
     Raises:
         ScheduleError: If fewer than one step is asked for, or more than there are timesteps, or
@@ -200,48 +197,53 @@ def make_plan(recipe: Recipe, request: PlanRequest) -> Plan:
         )
     if keeps_schedule(recipe, request.n_steps):
         return _kept_plan(request)
-    bounds = [tuple(map(request.nearest, each)) for each in recipe.bounds()]
+    taken = _taken(recipe, request)
+    whole = layout = TokenLayout.whole(request.rows, request.columns, 1)
     steps: list[Step] = []
-    whole = TokenLayout.whole(request.rows, request.columns, 1)
-    layout = whole
-    for i, (stage, (start, end)) in enumerate(zip(recipe.stages, bounds, strict=True)):
-        if stage.cell != "mixed":
-            layout = whole = TokenLayout.whole(request.rows, request.columns, stage.cell)
-        n = scaled_steps(stage.steps, request.n_steps, recipe.baseline_steps)
-        expected = expected_steps(stage, n, len(steps), whole, layout)
+    for each, following in zip_longest(taken, taken[1:]):
+        if each.stage.cell != "mixed" or not steps:
+            layout = whole = TokenLayout.whole(request.rows, request.columns, each.side)
+        n_before = len(steps) + (request.start < 1)  # a picture is an estimate too
+        expected = expected_steps(each.stage, each.n_whole, n_before, whole, layout)
         layout = expected[-1].layout
-        tokens = [request.frames * step.layout.n_tokens for step in expected]
-        sigmas = _stage_sigmas(stage, (start, end), n, request, round(sum(tokens) / n))
-        following = recipe.stages[i + 1] if i + 1 < len(bounds) else None
-        entry = bounds[i + 1][0] if following else 0.0
-        lift = None
-        if following and following.lift:
-            up = stage.up or "bilinear"
-            lift = Lift(following.lift.form, sigmas[-1], end, entry, up)
-        for k, next_sigma in enumerate((*sigmas[1:], entry)):
-            steps.append(
-                Step(
-                    stage=i,
-                    sigma=sigmas[k],
-                    next_sigma=next_sigma,
-                    side=whole.sides_used[0],
-                    n_tokens=tokens[k],
-                    lift=lift if k == n - 1 else None,
-                    promotion=expected[k].promotion,
-                    units=stage.units,
-                    is_injected=stage.restrict == "injection",
-                    n_seen_again=expected[k].n_seen_again,
-                )
-            )
+        steps += _stretch_steps(each, following, expected[-each.n_steps :], request)
     return Plan(
         tuple(steps),
         request.rows,
         request.columns,
-        request.n_steps,
+        request.n_steps - request.n_skipped,
         keeps_schedule=False,
         frames=request.frames,
         levels=request.levels,
     )
+
+
+def _stretch_steps(
+    each: Stretch, following: Stretch | None, expected: Sequence[Expected], request: PlanRequest
+) -> list[Step]:
+    """Steps of one stage; the last leads to where the following one begins."""
+    stage = each.stage
+    tokens = [request.frames * step.layout.n_tokens for step in expected]
+    sigmas = _sigmas(each, request, round(sum(tokens) / len(tokens)))
+    entry, lift = (following.start, following.stage.lift) if following else (0.0, None)
+    ends = None
+    if lift:
+        ends = Lift(lift.form, sigmas[-1], each.end, entry, stage.up or "bilinear")
+    return [
+        Step(
+            stage=each.index,
+            sigma=sigma,
+            next_sigma=next_sigma,
+            side=each.side,
+            n_tokens=tokens[k],
+            lift=ends if k == each.n_steps - 1 else None,
+            promotion=expected[k].promotion,
+            units=stage.units,
+            is_injected=stage.restrict == "injection",
+            n_seen_again=expected[k].n_seen_again,
+        )
+        for k, (sigma, next_sigma) in enumerate(pairwise((*sigmas, entry)))
+    ]
 
 
 def _kept_plan(request: PlanRequest) -> Plan:
@@ -255,25 +257,25 @@ def _kept_plan(request: PlanRequest) -> Plan:
         steps,
         request.rows,
         request.columns,
-        request.n_steps,
+        request.n_steps - request.n_skipped,
         keeps_schedule=True,
         frames=request.frames,
         levels=request.levels,
     )
 
 
-def _stage_sigmas(
-    stage: StageConfig, bounds: tuple[float, float], n: int, request: PlanRequest, n_tokens: int
-) -> tuple[float, ...]:
-    """Sigmas of a stage's calls: its own, resampled to `n`, its shift's or the scheduler's."""
-    start, end = bounds
-    if stage.sigmas is not None:
-        own = (*stage.sigmas, end)
-        places = np.linspace(0, len(stage.sigmas), n + 1)[:-1]
-        drawn = np.interp(places, np.arange(len(own)), own).tolist()
-        sigmas = stage.sigmas if len(stage.sigmas) == n else tuple(drawn)
-    elif stage.shift is not None:
-        sigmas = shifted_sigmas(start, end, n, stage.shift)
-    else:
-        return request.spaced(start, end, n, n_tokens)
-    return request.levels.distinct(sigmas, end) if request.levels else sigmas
+def _sigmas(each: Stretch, request: PlanRequest, n_tokens: int) -> tuple[float, ...]:
+    """Sigmas of a stage's calls: its own, its shift's or the scheduler's."""
+    shift = each.stage.shift
+    if each.sigmas is None and shift is None:
+        return request.spaced(each.start, each.end, each.n_steps, n_tokens)
+    sigmas = each.sigmas or shifted_sigmas(each.start, each.end, each.n_steps, shift or 1.0)
+    return request.levels.distinct(sigmas, each.end) if request.levels else sigmas
+
+
+def _taken(recipe: Recipe, request: PlanRequest) -> list[Stretch]:
+    """What a run takes of the stages, between noise levels that the scheduler has."""
+    return [
+        replace(each, start=request.nearest(each.start), end=request.nearest(each.end))
+        for each in stretches(recipe, request.n_steps, request.start)
+    ]

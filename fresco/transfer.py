@@ -168,6 +168,33 @@ def average_clean(clean: Tensor, side: int, patch_px: int) -> Tensor:
     return F.avg_pool2d(whole, side)
 
 
+def average_tokens(values: Tensor, layout: TokenLayout) -> Tensor:
+    """Average values of fine tokens over the cells of a layout; there is no noise in them.
+
+    A cell at the border is the mean of the tokens it has. Fine tokens are selected.
+
+    Args:
+        values: Of the full grid's tokens in row order, float [b, rows * columns, d].
+        layout: Partition of the same grid.
+
+    Returns:
+        Values of its tokens, same dtype and device, [b, n, d], in layout order.
+
+    Example:
+        >>> layout = TokenLayout(torch.tensor([[2, 2, 1], [2, 2, 1]]))
+        >>> average_tokens(torch.arange(6.0).view(1, 6, 1), layout).flatten().tolist()
+        [2.0, 2.0, 5.0]
+    """
+    wide = values.to(working_dtype(values))
+    grid = wide.transpose(1, 2).unflatten(2, layout.sides.shape)
+    averages = values.new_empty(len(values), layout.n_tokens, values.shape[-1])
+    for side in layout.sides_used:
+        cells = F.avg_pool2d(grid, side, ceil_mode=True) if side > 1 else grid
+        index, places = (i.to(values.device) for i in layout.tokens_of(side))
+        averages[:, index] = cells.flatten(2).transpose(1, 2)[:, places].to(values.dtype)
+    return averages
+
+
 def _coarsen(latents: Tensor, field: NoiseField, coefficient: float, side: int) -> Tensor:
     """Restrict the whole grid to cells of one side, [b, c, H, W]."""
     clean = average_clean(latents - coefficient * field.eps, side, field.patch_px)

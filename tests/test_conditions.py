@@ -10,6 +10,7 @@ import torch
 
 import fresco
 from fresco import errors
+from fresco.ports import find_adapter
 from tests.conftest import draw_latents, traces
 from tests.families import FAMILIES, _noise
 from tests.test_families import ALL_FINE, MIXED, STAGED
@@ -94,7 +95,24 @@ def test_channels_of_conditions_are_averaged_without_noise(name, request):
         torch.testing.assert_close(seen[0][..., 16:], cells.reshape(1, rows * columns, -1))
 
 
-def test_fill_at_less_than_full_strength_is_refused_before_any_work(fill):
+@pytest.mark.parametrize("raw", [STAGED, MIXED])
+def test_fill_at_less_than_full_strength_starts_from_the_picture(fill, raw):
+    asked = ASKED["fill"] | {"strength": 0.7}
+    (plain, *_), before = calls_of(fill, **asked)
+    with fresco.accelerate(fill, raw) as accelerated:
+        seen, result = calls_of(fill, **asked)
+        steps, plan = accelerated.report.steps, accelerated.plan
+    assert result.isfinite().all()
+    assert len(seen) == len(steps)
+    assert plan.sigmas[0] == max(plan.sigmas) < 1
+    assert seen[-1][..., 16:].equal(plain[..., 16:])
+    with fresco.accelerate(fill, "identity"):
+        assert draw_latents(fill, **asked).equal(before)
+
+
+def test_less_than_full_strength_is_refused_where_the_family_does_not_know_it(fill, monkeypatch):
+    """By the pipelines that start from noise alone unless asked."""
+    monkeypatch.setattr(type(find_adapter(fill.transformer)), "from_pictures", ())
     with fresco.accelerate(fill, STAGED):
         right, worked = draw_latents(fill, **ASKED["fill"]), []
         with (
@@ -105,8 +123,10 @@ def test_fill_at_less_than_full_strength_is_refused_before_any_work(fill):
         assert not worked
         assert draw_latents(fill, **ASKED["fill"]).equal(right)
     plain = draw_latents(fill, **ASKED["fill"], strength=0.5)
-    with fresco.accelerate(fill, "identity"):
-        assert draw_latents(fill, **ASKED["fill"], strength=0.5).equal(plain)
+    for raw in ("identity", ALL_FINE):
+        with fresco.accelerate(fill, raw) as accelerated:
+            assert draw_latents(fill, **ASKED["fill"], strength=0.5).equal(plain)
+            assert len(accelerated.report.steps) == 3
 
 
 @pytest.mark.parametrize("raw", [STAGED, MIXED])
@@ -210,12 +230,12 @@ def test_pictures_to_edit_keep_their_resolution(name, raw, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "argument"),
     [
-        ("sd3", "block_controlnet_hidden_states"),
+        ("chroma", "controlnet_single_block_samples"),
         ("sana", "controlnet_block_samples"),
         ("z_image", "controlnet_block_samples"),
     ],
 )
-def test_residuals_of_a_controlnet_are_refused_in_coarse_stages(name, argument):
+def test_residuals_of_a_controlnet_are_refused_where_no_cells_average_them(name, argument):
     family = FAMILIES[name]
     pipe = family.make()
 

@@ -23,11 +23,14 @@ family's real diffusers pipeline with tiny random weights on a CPU, with whole-g
 ones in that column): `yes` is a finite picture with the technique at work, anything else the
 reason. It says nothing about picture quality. FLUX.1, the first family, has
 [a matrix of its own](combinations.md). PixArt and CogVideoX run with DDIM, not with the schedulers
-that their pipelines bring ([why](../explanation/noise.md)). Refused by recipes with stages are
-pipelines that start from a noisy picture (strength below 1), in every family. Pictures as
-conditions work with stages, whole-grid and mixed: reference pictures of FLUX.1 Kontext and
-Qwen-Image-Edit (Plus) keep their resolution, the mask and picture of FLUX.1 Fill and Control are
-averaged without a swap of noise, and what Kontext does not inpaint stays
+that their pipelines bring ([why](../explanation/noise.md)). Runs that start from a noisy picture
+(strength below 1) work with stages in the image-to-image and inpainting pipelines of FLUX.1 and
+SD3, FLUX.1 Fill and Kontext inpainting (`pytest tests/test_start.py`), and are refused in all
+others. ControlNets work with stages on FLUX.1 and SD3 (`pytest tests/test_controlnet.py`);
+residuals of others are refused. Pictures as conditions work with stages, whole-grid and mixed:
+reference pictures of FLUX.1 Kontext and Qwen-Image-Edit (Plus) keep their resolution, the mask and
+picture of FLUX.1 Fill and Control are averaged without a swap of noise, and what Kontext does not
+inpaint stays
 (`pytest tests/test_conditions.py`).
 """
 MAGCACHE = {**FORCED["magcache"], "ratios": (1.0, 1.0)}  # they are calibrated per model

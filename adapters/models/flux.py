@@ -14,6 +14,7 @@ from fresco.ports import register_adapter
 
 from .flux_attention import Strides
 from .packed import PackedAdapter, swap_ids
+from .residuals import pool_residuals
 
 
 @register_adapter
@@ -21,7 +22,8 @@ class FluxAdapter(PackedAdapter):
     """`FluxTransformer2DModel`, hooked at its root only.
 
     Channels beyond those it predicts are conditions (Fill's mask, a control picture): cells
-    average them as they are. Tokens behind the picture's (Kontext) keep their resolution.
+    average them as they are, and a ControlNet's residuals too. Tokens behind the picture's
+    (Kontext) keep their resolution.
 
     Source:
         huggingface/diffusers@v0.42.1:src/diffusers/pipelines/flux/pipeline_flux.py (Apache-2.0).
@@ -34,6 +36,14 @@ class FluxAdapter(PackedAdapter):
         "pooled_projections",
         "timestep",
         "guidance",
+    )
+    residuals: ClassVar[tuple[str, ...]] = ()
+    pooled: ClassVar[tuple[str, ...]] = PackedAdapter.residuals
+    from_pictures: ClassVar[Collection[str]] = (
+        "FluxImg2ImgPipeline",
+        "FluxInpaintPipeline",
+        "FluxFillPipeline",
+        "FluxKontextInpaintPipeline",
     )
     _strides: Strides | None = None
 
@@ -71,7 +81,8 @@ class FluxAdapter(PackedAdapter):
         if hidden.shape[-1] > self.n_own:
             conditions = self.average(hidden[..., self.n_own :], layout).to(hidden.dtype)
             entered = torch.cat((entered, conditions), dim=-1)
-        return {**call, "hidden_states": entered, "img_ids": swap_ids(ids, positions, layout)}
+        changed = {"hidden_states": entered, "img_ids": swap_ids(ids, positions, layout)}
+        return {**call, **changed, **pool_residuals(call, self.pooled, layout)}
 
     def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
         if "phase" not in units:

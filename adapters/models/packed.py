@@ -14,6 +14,8 @@ from fresco.noise import NoiseField
 from fresco.ports import AbstractModelAdapter
 from fresco.transfer import cut_patches, join_patches, restrict
 
+from .residuals import select_residuals
+
 
 class PackedAdapter(AbstractModelAdapter):
     """Tokens [b, n, c * 2 * 2], packed (channel, row, column); condition tokens behind them."""
@@ -23,7 +25,8 @@ class PackedAdapter(AbstractModelAdapter):
     residuals: ClassVar[tuple[str, ...]] = (
         "controlnet_block_samples",
         "controlnet_single_block_samples",
-    )
+    )  # of a ControlNet, tied to the full grid
+    pooled: ClassVar[tuple[str, ...]] = ()  # such ones that cells average
 
     def grid(self, pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:
         default = pipe.default_sample_size * pipe.vae_scale_factor
@@ -53,10 +56,11 @@ class PackedAdapter(AbstractModelAdapter):
         return self.unpack(call["hidden_states"], layout)
 
     def select(self, call: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
-        return {
+        own = {
             name: value[list(rows)] if name in self.batched and value is not None else value
             for name, value in call.items()
         }
+        return own | select_residuals(call, self.pooled, rows)
 
     def swap(self, hidden: Tensor, tokens: Tensor, layout: TokenLayout) -> Tensor:
         """Put tokens in place of the full grid's, condition tokens as they are."""

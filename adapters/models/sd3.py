@@ -27,7 +27,11 @@ class StableDiffusion3Adapter(StripAdapter):
     """
 
     model: ClassVar[str] = "SD3Transformer2DModel"
-    residuals: ClassVar[tuple[str, ...]] = ("block_controlnet_hidden_states",)
+    pooled: ClassVar[tuple[str, ...]] = ("block_controlnet_hidden_states",)
+    from_pictures: ClassVar[Collection[str]] = (
+        "StableDiffusion3Img2ImgPipeline",
+        "StableDiffusion3InpaintPipeline",
+    )
     is_relative: ClassVar[bool] = False
     batched: ClassVar[tuple[str, ...]] = (
         "hidden_states",

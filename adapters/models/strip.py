@@ -17,6 +17,7 @@ from fresco.layout import TokenLayout
 from fresco.transfer import join_patches
 
 from .plain import PlainAdapter
+from .residuals import pool_residuals, select_residuals
 
 
 class StripAdapter(PlainAdapter):
@@ -24,20 +25,23 @@ class StripAdapter(PlainAdapter):
 
     mixes: ClassVar[bool] = True
     batched: ClassVar[tuple[str, ...]]  # arguments with a batch axis
+    pooled: ClassVar[tuple[str, ...]] = ()  # residuals of a ControlNet, which cells average
     is_relative: ClassVar[bool] = True  # positions do not depend on the size of the picture
     _places: Tensor | None = None  # float32 [n, 2] of this call's tokens; None: the model's own
     _sides = (0, 0)  # fine rows and columns of the picture
 
     def select(self, call: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
-        return {
+        own = {
             name: value[list(rows)] if name in self.batched and value is not None else value
             for name, value in call.items()
         }
+        return own | select_residuals(call, self.pooled, rows)
 
     def embed(
         self, call: Mapping[str, Any], tokens: Tensor, layout: TokenLayout, positions: Tensor
     ) -> dict[str, Any]:
         self._places = None
+        call = {**call, **pool_residuals(call, self.pooled, layout)}
         if layout.is_whole and positions.equal(layout.positions("native")):
             return super().embed(call, tokens, layout, positions)
         self._places, self._sides = positions, (layout.sides.shape[0], layout.sides.shape[1])
