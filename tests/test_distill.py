@@ -248,7 +248,9 @@ def test_a_distillation_ends_with_a_small_file_and_its_provenance(made):
     assert keys | {"versions", "date", "rank"} <= set(facts)
     assert facts["steps"] == logged[-1]["step"] > 0
     assert facts["rank"] <= 32
-    assert facts["trajectories"] == {"256": 1, "lifted": 1, "128": 1, "64": 2}
+    n = facts["trajectories"]["256"]  # as many as this machine draws in the time
+    assert n >= 1
+    assert facts["trajectories"] == {"256": n, "lifted": n, "128": n, "64": 2 * n}
     assert facts["losses"]
     assert str(out.parent) not in (out / "provenance.json").read_text()
     lines = (out.parent / "log.jsonl").read_text().splitlines()

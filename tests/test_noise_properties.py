@@ -66,7 +66,7 @@ def test_redrawn_details_keep_the_coarse_view_alone(layout, seed):
     torch.testing.assert_close(redrawn.coarse(side), field.coarse(side), rtol=0, atol=1e-12)
     assert redrawn.eps.equal(field.redrawn_details(3, side).eps)
     if side > 1:
-        assert not torch.isclose(redrawn.eps, field.eps).any()
+        assert torch.isclose(redrawn.eps, field.eps).double().mean() < 0.05  # by chance
         assert not redrawn.eps.equal(field.redrawn_details(4, side).eps)
 
 

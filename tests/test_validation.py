@@ -186,13 +186,13 @@ def test_another_precision_leaves_the_weights_to_the_bit(folder):
 def test_a_run_that_differs_from_its_plan_fails(pipe, monkeypatch):
     with fresco.accelerate(pipe, COARSE) as fast, pytest.raises(ValidationError, match="steps of"):
         check_report(fast)  # nothing has run yet
-    specimen, restore = make_specimen("reference"), fresco.api.Accelerated.restore
+    specimen, restore = make_specimen("reference"), fresco.stack.Stack.restore
 
-    def leave_a_trace(self):
-        restore(self)
+    def leave_a_trace(self, *, has_failed=False):
+        restore(self, has_failed=has_failed)
         specimen.pipe.transformer.proj_out.weight.data.mul_(1.1)
 
-    monkeypatch.setattr("fresco.api.Accelerated.restore", leave_a_trace)
+    monkeypatch.setattr("fresco.stack.Stack.restore", leave_a_trace)
     with pytest.raises(ValidationError, match="bit-identical once restored"):
         check_mechanics(specimen, load_recipe(COARSE))
 

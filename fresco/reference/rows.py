@@ -125,9 +125,9 @@ def pareto_groups() -> dict[str, Group]:
     rivals: dict[str, list[Way]] = {}
     for name in known_recipes():
         recipe = load_recipe(name)
-        if recipe.rival and recipe.expects.speedup:
+        if recipe.rival and recipe.expects.flops_speedup:
             content = recipe.model_dump(mode="json", by_alias=True, exclude_unset=True)
-            rival, steps = name.removeprefix("rival_"), STEPS * recipe.expects.speedup
+            rival, steps = name.removeprefix("rival_"), STEPS * recipe.expects.flops_speedup
             rivals[rival] = [Way(f"{rival} {x}x", content, int(steps / x + 0.5)) for x in SPEEDUPS]
     groups = {"fresco": fresco, "fewer steps": fewer}
     groups |= {name: tuple(ways) for name, ways in rivals.items()}
