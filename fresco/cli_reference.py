@@ -116,29 +116,29 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Pictures per call.")] = 8,
     folder: Annotated[Path | None, typer.Option(help="Another pipeline directory.")] = None,
+    rows: Annotated[
+        Path, typer.Option(help="Where sampled pictures are kept, and taken from.")
+    ] = Path("runs/bench"),
     dtype: Dtype = "float32",
     against: Annotated[
         int | None, typer.Option(help="Sample in so many steps too, and compare.")
     ] = None,
     json: Json = None,
 ) -> None:
-    """Sample held-out captions and let the judge say what came of them."""
+    """Sample held-out captions and let the judge say what came of them; broken runs go on."""
     with clear_errors():
         with console.status("Loading"):
             from fresco.reference import GUIDANCE_SCALE, load
-            from fresco.reference.evaluate import (
-                BAR,
-                Sampling,
-                check_against,
-                evaluate_against,
-            )
+            from fresco.reference.bench import How
+            from fresco.reference.evaluate import BAR, Evaluation, check_against, evaluate_against
             from fresco.reference.evaluate import evaluate as run
             from fresco.reference.studies import DTYPES
 
             if against is not None:
                 check_against(against, steps)
             pipe = load(folder, DTYPES[dtype])
-        how = Sampling(steps, GUIDANCE_SCALE if guidance is None else guidance, seed, batch)
+        how = How(seed, batch, GUIDANCE_SCALE if guidance is None else guidance)
+        asked = Evaluation(rows, prompts, steps, how)
         compared: Comparison | None = None
         with progress_bar() as bar:
             task = bar.add_task("pictures", total=prompts * (1 if against is None else 2))
@@ -147,19 +147,19 @@ def evaluate(
                 bar.update(task, completed=done)
 
             if against is None:
-                fractions = run(pipe, prompts, how, advance)
+                fractions = run(pipe, asked, advance)
             else:
-                compared = evaluate_against(pipe, against, prompts, how, advance)
+                compared = evaluate_against(pipe, against, asked, advance)
                 fractions = compared.fractions
         if json:
             content: dict[str, Any] = asdict(compared) if compared else {"fractions": fractions}
             if compared and not math.isfinite(compared.psnr_db):
                 content["psnr_db"] = None  # equal pictures
             write_json(json, content)
-    title = f"{prompts} held-out captions, {how.steps} steps, guidance {how.guidance:g}, {dtype}"
+    title = f"{prompts} held-out captions, {steps} steps, guidance {how.guidance:g}, {dtype}"
     console.print(fraction_table(title, fractions, BAR))
     if compared is not None:
-        console.print(_difference_table(f"{how.steps} steps minus {against}", compared))
+        console.print(_difference_table(f"{steps} steps minus {against}", compared))
         console.print(f"PSNR between the two: {compared.psnr_db:.1f} dB.", highlight=False)
 
 

@@ -11,7 +11,7 @@ from fresco.errors import RecipeError
 from fresco.output import OutputError
 from fresco.recipe import load_recipe
 from fresco.reference import bench, figures, rows, studies
-from fresco.reference.bench import How, Measured, Way, measure, row_key, weights_digest
+from fresco.reference.bench import How, Measured, Way, batch_key, measure, weights_digest
 from fresco.reference.captions import Caption, parse
 from fresco.reference.dataset import make_example
 from fresco.reference.plot import save_pareto
@@ -29,9 +29,9 @@ def calls(monkeypatch):
     """Every call of the pipeline: number of the first picture, pictures, steps."""
     seen, sample = [], bench._sample
 
-    def recorded(pipe, prompts, how, start, steps):
-        seen.append((start, len(prompts), steps))
-        return sample(pipe, prompts, how, start, steps)
+    def recorded(pipe, prompts, how, steps):
+        seen.append((how.seed - HOW.seed, len(prompts), steps))
+        return sample(pipe, prompts, how, steps)
 
     monkeypatch.setattr(bench, "_sample", recorded)
     return seen
@@ -67,6 +67,25 @@ def test_a_row_that_is_done_is_not_sampled_again(tiny_flux_pipe, tmp_path, calls
     assert dataclasses.replace(again, images=first.images) == first
 
 
+def test_more_captions_or_fewer_share_their_batches(tiny_flux_pipe, tmp_path, calls):
+    few = measure(tiny_flux_pipe, PLAIN, PROMPTS[:4], HOW, tmp_path)
+    calls.clear()
+    all_of_them = measure(tiny_flux_pipe, PLAIN, PROMPTS, HOW, tmp_path)
+    assert calls == [(0, 2, 2), (4, 1, 2)]  # the first warms up
+    assert torch.equal(all_of_them.images[:4], few.images)
+    assert all_of_them.loop_s[:4] == few.loop_s
+
+
+def test_a_batch_that_is_missing_between_others_is_sampled(tiny_flux_pipe, tmp_path, calls):
+    whole = measure(tiny_flux_pipe, PLAIN, PROMPTS, HOW, tmp_path)
+    middle = sorted(tmp_path.glob("*.pt"), key=lambda path: path.stat().st_mtime_ns)[1]
+    middle.unlink()
+    calls.clear()
+    again = measure(tiny_flux_pipe, PLAIN, PROMPTS, HOW, tmp_path)
+    assert calls == [(0, 2, 2), (2, 2, 2)]
+    assert torch.equal(again.images, whole.images)
+
+
 def test_a_row_that_was_cut_while_it_was_written_is_not_there(
     tiny_flux_pipe, tmp_path, monkeypatch
 ):
@@ -100,19 +119,19 @@ def test_an_accelerated_row_costs_what_its_plan_says(tiny_flux_pipe, tmp_path):
 
 def test_the_key_changes_with_everything_but_the_name(tiny_flux_pipe):
     weights = weights_digest(tiny_flux_pipe)
-    key = row_key(PLAIN, PROMPTS, HOW, weights)
-    assert row_key(Way("other", None, 2), PROMPTS, HOW, weights) == key
+    key = batch_key(PLAIN, PROMPTS, HOW, weights)
+    assert batch_key(Way("other", None, 2), PROMPTS, HOW, weights) == key
     with torch.no_grad():
         tiny_flux_pipe.transformer.proj_out.bias[0] += 1
     other_recipe = {**FRESCO_5, "stages": [{"cell": 1, "steps": 12}]}
     others = {
-        row_key(Way("plain", None, 3), PROMPTS, HOW, weights),
-        row_key(Way("plain", FRESCO_5, 2), PROMPTS, HOW, weights),
-        row_key(Way("plain", other_recipe, 2), PROMPTS, HOW, weights),
-        row_key(PLAIN, PROMPTS[:4], HOW, weights),
-        row_key(PLAIN, PROMPTS, dataclasses.replace(HOW, seed=4), weights),
-        row_key(PLAIN, PROMPTS, dataclasses.replace(HOW, batch=1), weights),
-        row_key(PLAIN, PROMPTS, HOW, weights_digest(tiny_flux_pipe)),
+        batch_key(Way("plain", None, 3), PROMPTS, HOW, weights),
+        batch_key(Way("plain", FRESCO_5, 2), PROMPTS, HOW, weights),
+        batch_key(Way("plain", other_recipe, 2), PROMPTS, HOW, weights),
+        batch_key(PLAIN, PROMPTS[:4], HOW, weights),
+        batch_key(PLAIN, PROMPTS, dataclasses.replace(HOW, seed=4), weights),
+        batch_key(PLAIN, PROMPTS, dataclasses.replace(HOW, batch=1), weights),
+        batch_key(PLAIN, PROMPTS, HOW, weights_digest(tiny_flux_pipe)),
     }
     assert len(others | {key}) == 8
 
@@ -137,7 +156,7 @@ def real():
 
 def row_of(images, loop_s, full_steps):
     n = len(images)
-    return Measured(images, (loop_s,) * n, (float(full_steps),) * n, full_steps)
+    return Measured(images, (loop_s,) * n, (float(full_steps),) * n, full_steps, (loop_s,) * n)
 
 
 def test_figures_of_the_same_pictures(real, tmp_path):

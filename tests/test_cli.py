@@ -14,6 +14,7 @@ import fresco.reference
 from fresco.output import OutputError, write_text
 from fresco.quality import psnr_db
 from fresco.recipe import known_recipes
+from fresco.reference.bench import Measured
 from fresco.reference.dataset import make_example
 from tests.reference_parts import assemble_untrained
 
@@ -152,18 +153,30 @@ def test_judge_prints_what_it_reads_right(tmp_path):
 
 
 def test_evaluate_says_how_another_number_of_steps_differs(monkeypatch, tmp_path):
-    rendered = torch.stack([torch.from_numpy(make_example(13, i)[1]) for i in range(4)]) / 255
+    rendered = torch.stack([torch.from_numpy(make_example(13, i)[1]) for i in range(4)])
     steps = []
 
-    def sampled(pipe, prompts, how, on_pictures):
-        steps.append(how.steps)
+    def measured(pipe, way, prompts, how, folder, on_pictures):
+        steps.append(way.steps)
         on_pictures(len(prompts))
-        return rendered[: len(prompts)] * how.steps / 2
+        seconds = (1.0,) * len(prompts)
+        return Measured(rendered // (3 - way.steps), seconds, seconds, way.steps, seconds)
 
     monkeypatch.setattr("fresco.reference.load", lambda *_: object())
-    monkeypatch.setattr("fresco.reference.evaluate.sample_pictures", sampled)
+    monkeypatch.setattr("fresco.reference.evaluate.measure", measured)
     file = tmp_path / "evaluate.json"
-    asked = ("--prompts", "4", "--steps", "2", "--against", "1", "--json", str(file))
+    asked = (
+        "--prompts",
+        "4",
+        "--steps",
+        "2",
+        "--against",
+        "1",
+        "--json",
+        str(file),
+        "--rows",
+        str(tmp_path),
+    )
     result = run("reference", "evaluate", *asked)
     assert result.exit_code == 0
     assert steps == [2, 1]
@@ -171,7 +184,7 @@ def test_evaluate_says_how_another_number_of_steps_differs(monkeypatch, tmp_path
     assert re.search(
         r"attributes .* [+-]\d+\.\d\d .* [+-]\d+\.\d\d to [+-]\d+\.\d\d", result.output
     )
-    decibels = psnr_db(rendered, rendered / 2).mean().item()
+    decibels = psnr_db(rendered / 255, rendered // 2 / 255).mean().item()
     assert f"PSNR between the two: {decibels:.1f} dB" in result.output
     assert json.loads(file.read_text())["psnr_db"] == pytest.approx(decibels)
 

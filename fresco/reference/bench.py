@@ -1,9 +1,9 @@
-"""Sample a row of pictures in one way, with its seconds; a row that is done stays done.
+"""Sample a row of pictures in one way, with its seconds; a batch that is done stays done.
 
-All rows of a comparison have the same captions, noise, batch and data type. A row is kept in a
-file of its own, which is written after every batch. The file's name depends on everything that
-the caller chooses and on the weights, but not on fresco's code: after a change of how fresco
-samples, start in another folder.
+All rows of a comparison have the same captions, noise, batch and data type. A batch is kept in a
+file of its own, so that comparisons of more captions or fewer share what they have in common.
+The file's name depends on everything that the caller chooses and on the weights, but not on
+fresco's code: after a change of how fresco samples, start in another folder.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +79,7 @@ class Measured:
     loop_s: tuple[float, ...]
     full_steps: tuple[float, ...]
     n_steps: int
-    call_s: tuple[float, ...] = ()
+    call_s: tuple[float, ...]
 
 
 def weights_digest(pipe: FluxPipeline) -> str:
@@ -94,20 +94,20 @@ def weights_digest(pipe: FluxPipeline) -> str:
     return digest.hexdigest()
 
 
-def row_key(way: Way, prompts: Sequence[str], how: How, weights: str) -> str:
-    """Name a row by everything it depends on but the code.
+def batch_key(way: Way, prompts: Sequence[str], how: How, weights: str) -> str:
+    """Name a batch by everything it depends on but the code.
 
     Args:
         way: Its recipe and steps count, its name does not.
-        prompts: Captions.
-        how: Seed, batch, guidance.
+        prompts: Captions of its pictures.
+        how: Seed of its first picture, batch, guidance.
         weights: `weights_digest` of the pipeline.
 
     Returns:
         16 hexadecimal digits.
 
     Example:
-        >>> one, other = (row_key(Way(n, None, 5), ["a ring"], How(), "") for n in "ab")
+        >>> one, other = (batch_key(Way(n, None, 5), ["a ring"], How(), "") for n in "ab")
         >>> one == other
         True
     """
@@ -131,7 +131,7 @@ def measure(
         way: Recipe and steps.
         prompts: Captions.
         how: Seed, batch, guidance.
-        folder: Where rows are kept, `<key>.pt` each; it is there.
+        folder: Where batches are kept, `<key>.pt` each; it is there.
         on_pictures: Called with the number of pictures done, at first and after every batch.
 
     Returns:
@@ -140,31 +140,54 @@ def measure(
     Raises:
         RecipeError: If the recipe has problems.
     """
-    path = folder / f"{row_key(way, prompts, how, weights_digest(pipe))}.pt"
-    row = _load(path)
-    done = len(row.loop_s) if row else 0
-    on_pictures(done)
-    if row and done == len(prompts):
-        return row
-    accelerated: AbstractContextManager[Accelerated | None] = (
-        nullcontext() if way.recipe is None else accelerate(pipe, way.recipe)
-    )
-    with accelerated as handle:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FrescoWarning)  # so few steps hit no cache
-            _sample(pipe, prompts[: how.batch], how, 0, _warm_up_steps(way))
-        for start in range(done, len(prompts), how.batch):
-            part = prompts[start : start + how.batch]
-            images, *seconds = _sample(pipe, part, how, start, way.steps)
-            n = len(part)
+    batches = _batches(way, prompts, how, weights_digest(pipe), folder)
+    made = {batch: row for batch in batches if (row := _load(batch.path))}
+    missing = [batch for batch in batches if batch not in made]
+    on_pictures(_n_pictures(made))
+    with _accelerated(pipe, way.recipe if missing else None) as handle:
+        if missing:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FrescoWarning)  # so few steps hit no cache
+                _sample(pipe, batches[0].prompts, batches[0].how, _warm_up_steps(way))
+        for batch in missing:
+            images, *seconds = _sample(pipe, batch.prompts, batch.how, way.steps)
+            n = len(batch.prompts)
             loop_s, call_s = ((each / n,) * n for each in seconds)
             full_steps = (_full_steps(handle, way),) * n
-            made = Measured(images, loop_s, full_steps, pipe.num_timesteps, call_s)
-            row = _append(row, made)
-            _save(row, path)
-            on_pictures(start + len(part))
-    assert row is not None
-    return row
+            made[batch] = Measured(images, loop_s, full_steps, pipe.num_timesteps, call_s)
+            _save(made[batch], batch.path)
+            on_pictures(_n_pictures(made))
+    return _join([made[batch] for batch in batches])
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Pictures of one call; `how` has the seed of the first."""
+
+    prompts: tuple[str, ...]
+    how: How
+    path: Path
+
+
+def _batches(
+    way: Way, prompts: Sequence[str], how: How, weights: str, folder: Path
+) -> list[_Batch]:
+    batches = []
+    for start in range(0, len(prompts), how.batch):
+        part = tuple(prompts[start : start + how.batch])
+        own = replace(how, seed=how.seed + start)
+        batches.append(_Batch(part, own, folder / f"{batch_key(way, part, own, weights)}.pt"))
+    return batches
+
+
+def _accelerated(
+    pipe: FluxPipeline, recipe: Mapping[str, Any] | None
+) -> AbstractContextManager[Accelerated | None]:
+    return nullcontext() if recipe is None else accelerate(pipe, recipe)
+
+
+def _n_pictures(made: Mapping[_Batch, Measured]) -> int:
+    return sum(len(row.loop_s) for row in made.values())
 
 
 def _warm_up_steps(way: Way) -> int:
@@ -175,12 +198,12 @@ def _warm_up_steps(way: Way) -> int:
 
 
 def _sample(
-    pipe: FluxPipeline, prompts: Sequence[str], how: How, start: int, steps: int
+    pipe: FluxPipeline, prompts: Sequence[str], how: How, steps: int
 ) -> tuple[Tensor, float, float]:
-    """Pictures number `start` and on, uint8 [b, 3, h, w], seconds of their loop and call."""
+    """Pictures from the seed of `how` on, uint8 [b, 3, h, w], seconds of their loop and call."""
     timer = LoopTimer(lambda _: None)
     start_s = time.perf_counter()
-    seeds = range(how.seed + start, how.seed + start + len(prompts))
+    seeds = range(how.seed, how.seed + len(prompts))
     hook = pipe.transformer.register_forward_pre_hook(timer.before_forward)
     try:
         images = pipe(
@@ -206,15 +229,13 @@ def _full_steps(handle: Accelerated | None, way: Way) -> float:
     return way.steps / handle.cost().flops_speedup
 
 
-def _append(row: Measured | None, part: Measured) -> Measured:
-    if row is None:
-        return part
+def _join(rows: Sequence[Measured]) -> Measured:
     return Measured(
-        torch.cat([row.images, part.images]),
-        row.loop_s + part.loop_s,
-        row.full_steps + part.full_steps,
-        part.n_steps,
-        row.call_s + part.call_s,
+        torch.cat([row.images for row in rows]),
+        tuple(second for row in rows for second in row.loop_s),
+        tuple(each for row in rows for each in row.full_steps),
+        rows[0].n_steps,
+        tuple(second for row in rows for second in row.call_s),
     )
 
 
@@ -224,6 +245,4 @@ def _save(row: Measured, path: Path) -> None:
 
 
 def _load(path: Path) -> Measured | None:
-    """A row that is there; one that lacks a figure of today is sampled again."""
-    kept = torch.load(path, weights_only=True) if path.exists() else {}
-    return Measured(**kept) if "call_s" in kept else None
+    return Measured(**torch.load(path, weights_only=True)) if path.exists() else None

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fresco.errors import FrescoError
+from fresco.output import make_directory
 from fresco.quality import psnr_db
-from fresco.reference import GUIDANCE_SCALE, MAX_TOKENS
+from fresco.reference import MAX_TOKENS
+from fresco.reference.bench import How, measure
 from fresco.reference.captions import AskedScene
 from fresco.reference.dataset import held_out_captions
 from fresco.reference.judge import load_judge
+from fresco.reference.rows import BASELINE, plain
 from fresco.reference.verdict import Verdict, score, tally
 from fresco.statistics import bootstrap_interval
 
@@ -29,51 +33,33 @@ class EvaluationError(FrescoError, ValueError):
     """An evaluation that would say nothing."""
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How pictures are sampled.
-
-    Args:
-        steps: Requested solver steps.
-        guidance: Guidance scale that the model is told.
-        seed: Picture number i gets the generator seed `seed + i`, whatever the batch.
-        batch: Pictures per call.
-    """
-
-    steps: int = 50
-    guidance: float = GUIDANCE_SCALE
-    seed: int = 0
-    batch: int = 8
-
-
 def sample_pictures(
-    pipe: FluxPipeline, prompts: Sequence[str], how: Sampling, on_pictures: Callable[[int], None]
+    pipe: FluxPipeline, prompts: Sequence[str], steps: int = BASELINE.steps, how: How | None = None
 ) -> Tensor:
-    """Sample one picture per prompt.
+    """Sample one picture per prompt; nothing is kept.
 
     Args:
         pipe: The reference pipeline, accelerated or not.
         prompts: Captions.
-        how: Steps, guidance, seed, batch.
-        on_pictures: Called with the number of pictures done, after every batch.
+        steps: Requested solver steps.
+        how: Seed, batch, guidance; default: those of `How`.
 
     Returns:
         Float32 [b, 3, 256, 256] in [0, 1].
     """
-    pictures = []
+    how, pictures = how or How(), []
     for start in range(0, len(prompts), how.batch):
         part = list(prompts[start : start + how.batch])
         seeds = range(how.seed + start, how.seed + start + len(part))
         images = pipe(
             part,
-            num_inference_steps=how.steps,
+            num_inference_steps=steps,
             guidance_scale=how.guidance,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             max_sequence_length=MAX_TOKENS,
             output_type="pt",
         ).images
         pictures.append(images.float().cpu())
-        on_pictures(start + len(part))
     return torch.cat(pictures)
 
 
@@ -153,27 +139,41 @@ def difference(counts: Tensor, other: Tensor) -> Difference:
     return Difference(statistic(torch.arange(n)), *bootstrap_interval(n, statistic))
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What is sampled, and where it is kept.
+
+    Args:
+        folder: Where sampled rows are kept, and taken from, as those of `fresco ablate`.
+        n_prompts: Held-out captions.
+        steps: Solver steps.
+        how: Seed, batch, guidance.
+    """
+
+    folder: Path
+    n_prompts: int = 256
+    steps: int = BASELINE.steps
+    how: How = field(default_factory=How)
+
+
 def evaluate(
-    pipe: FluxPipeline,
-    n_prompts: int = 256,
-    how: Sampling | None = None,
-    on_pictures: Callable[[int], None] = lambda _: None,
+    pipe: FluxPipeline, asked: Evaluation, on_pictures: Callable[[int], None] = lambda _: None
 ) -> dict[str, float]:
     """Sample held-out captions and judge the pictures.
 
     Args:
-        pipe: The reference pipeline, accelerated or not.
-        n_prompts: How many captions.
-        how: Steps, guidance, seed, batch; default: those of `Sampling`.
+        pipe: The reference pipeline, not accelerated.
+        asked: Captions, steps, folder.
         on_pictures: Called with the number of pictures done, after every batch.
 
     Returns:
         Fractions by attribute, of `attributes`, `count` and `scene`.
+
+    Raises:
+        OutputError: If rows cannot be kept in the folder.
     """
-    captions = held_out_captions(n_prompts)
-    prompts = [caption.text for caption in captions]
-    images = sample_pictures(pipe, prompts, how or Sampling(), on_pictures)
-    return judge_pictures(images, [caption.asked for caption in captions])
+    asked_scenes = [caption.asked for caption in held_out_captions(asked.n_prompts)]
+    return judge_pictures(_sample(pipe, asked, asked.steps, on_pictures), asked_scenes)
 
 
 def check_against(steps: int, other: int) -> None:
@@ -190,8 +190,7 @@ def check_against(steps: int, other: int) -> None:
 def evaluate_against(
     pipe: FluxPipeline,
     steps: int,
-    n_prompts: int = 256,
-    how: Sampling | None = None,
+    asked: Evaluation,
     on_pictures: Callable[[int], None] = lambda _: None,
 ) -> Comparison:
     """Sample held-out captions in two numbers of steps and say how the pictures differ.
@@ -199,8 +198,7 @@ def evaluate_against(
     Args:
         pipe: The reference pipeline.
         steps: The other number of full steps.
-        n_prompts: How many captions.
-        how: Steps, guidance, seed, batch of the first row; default: those of `Sampling`.
+        asked: Captions, steps of the first row, folder.
         on_pictures: Called with the number of pictures done of both rows together.
 
     Returns:
@@ -208,16 +206,13 @@ def evaluate_against(
 
     Raises:
         EvaluationError: If both rows would be the same.
+        OutputError: If rows cannot be kept in the folder.
     """
-    how = how or Sampling()
-    check_against(steps, how.steps)
-    captions = held_out_captions(n_prompts)
-    prompts, asked = [c.text for c in captions], [c.asked for c in captions]
-    images = sample_pictures(pipe, prompts, how, on_pictures)
-    others = sample_pictures(
-        pipe, prompts, replace(how, steps=steps), lambda done: on_pictures(n_prompts + done)
-    )
-    verdicts, other = judge_verdicts(images, asked), judge_verdicts(others, asked)
+    check_against(steps, asked.steps)
+    scenes = [caption.asked for caption in held_out_captions(asked.n_prompts)]
+    images = _sample(pipe, asked, asked.steps, on_pictures)
+    others = _sample(pipe, asked, steps, lambda done: on_pictures(asked.n_prompts + done))
+    verdicts, other = judge_verdicts(images, scenes), judge_verdicts(others, scenes)
     counts, other_counts = count_verdicts(verdicts), count_verdicts(other)
     fractions = tally(verdicts)
     return Comparison(
@@ -228,3 +223,13 @@ def evaluate_against(
         .mean()
         .item(),
     )
+
+
+def _sample(
+    pipe: FluxPipeline, asked: Evaluation, steps: int, on_pictures: Callable[[int], None]
+) -> Tensor:
+    """Pictures in so many plain steps, float32 [b, 3, h, w] in [0, 1]."""
+    make_directory("evaluate(pipe, asked)", asked.folder, "--rows")
+    prompts = [caption.text for caption in held_out_captions(asked.n_prompts)]
+    row = measure(pipe, plain(steps), prompts, asked.how, asked.folder, on_pictures)
+    return row.images.float() / 255
