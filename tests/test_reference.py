@@ -4,11 +4,15 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import fresco
 from fresco.reference import MAX_TOKENS, PIPELINE, WeightsError, load, text
-from fresco.reference.evaluate import Sampling, sample_pictures
+from fresco.reference.bench import How
+from fresco.reference.evaluate import sample_pictures
 from tests.reference_parts import assemble_untrained
+
+PARTS = {"transformer", "vae", "text_encoder", "text_encoder_2"}
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +24,16 @@ def test_the_assembled_pipeline_loads_and_draws_256_px(pipeline):
     pipe = load(pipeline)
     assert type(pipe).__name__ == "FluxPipeline"
     assert {p.dtype for p in pipe.transformer.parameters()} == {torch.float32}
-    images = sample_pictures(pipe, ["a red ring at the top"], Sampling(steps=1), lambda _: None)
+    images = sample_pictures(pipe, ["a red ring at the top"], steps=1)
     assert images.shape == (1, 3, 256, 256)
+
+
+@pytest.mark.parametrize("folder", [None, PIPELINE], ids=["assembled", "shipped"])
+def test_all_weights_are_stored_in_16_bits(pipeline, folder):
+    files = sorted((folder or pipeline).rglob("*.safetensors"))
+    assert {file.parent.name for file in files} == PARTS
+    stored = {t.dtype for file in files for t in load_file(file).values()}
+    assert stored <= {torch.bfloat16, torch.float16}
 
 
 def test_another_dtype_is_that_of_all_weights(pipeline):
@@ -32,9 +44,7 @@ def test_another_dtype_is_that_of_all_weights(pipeline):
 
 def test_pictures_do_not_depend_on_the_batch_size(pipeline):
     pipe, prompts = load(pipeline), ["a red ring at the top", "a blue box", "a circle"]
-    one, two = (
-        sample_pictures(pipe, prompts, Sampling(steps=1, batch=b), lambda _: None) for b in (1, 2)
-    )
+    one, two = (sample_pictures(pipe, prompts, steps=1, how=How(batch=b)) for b in (1, 2))
     assert torch.allclose(one, two, atol=1e-3)
 
 

@@ -16,7 +16,7 @@ from fresco.reference.text import build_tokenizers
 from fresco.reference.train import STARTED_FROM
 from fresco.reference.transformer import build_scheduler
 
-VAE_DTYPE = torch.float16  # its weights are small numbers: half the rounding of bfloat16
+FROZEN_DTYPE = torch.float16  # their weights are small numbers: less rounding than bfloat16
 COMMAND = "fresco reference train"
 
 
@@ -29,8 +29,8 @@ def assemble(
 ) -> Path:
     """Write a pipeline that `FluxPipeline.from_pretrained(out)` loads offline.
 
-    The text encoders keep float32: they are small, and the transformer was trained on
-    exactly their outputs.
+    All weights are in 16 bits: the transformer's in `dtype`, those of the autoencoder and the
+    text encoders, which its training does not change, in float16.
 
     Args:
         folder: A run's folder with `vae`, `text_encoder` and `text_encoder_2`.
@@ -43,7 +43,8 @@ def assemble(
         `out`.
     """
     pipe = build_pipeline(folder, transformer.to(dtype))
-    pipe.vae.to(VAE_DTYPE)
+    for part in (pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
+        part.to(FROZEN_DTYPE)
     pipe.save_pretrained(out)
     for file in out.rglob("config.json"):
         config = json.loads(file.read_text())
@@ -59,7 +60,7 @@ def assemble(
 
 
 def build_pipeline(folder: Path, transformer: FluxTransformer2DModel) -> FluxPipeline:
-    """A pipeline of a run's trained parts, in the types that they have, at 256 px.
+    """A pipeline of a run's trained parts, those that are frozen in float32, at 256 px.
 
     Args:
         folder: A run's folder with `vae`, `text_encoder` and `text_encoder_2`.
@@ -72,9 +73,11 @@ def build_pipeline(folder: Path, transformer: FluxTransformer2DModel) -> FluxPip
     pipe = FluxPipeline(
         scheduler=build_scheduler(),
         vae=AutoencoderKL.from_pretrained(folder / "vae"),
-        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder"),
+        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
         tokenizer=clip_tokenizer,
-        text_encoder_2=T5EncoderModel.from_pretrained(folder / "text_encoder_2"),
+        text_encoder_2=T5EncoderModel.from_pretrained(
+            folder / "text_encoder_2", dtype=torch.float32
+        ),
         tokenizer_2=t5_tokenizer,
         transformer=transformer.eval(),
     )

@@ -4,7 +4,8 @@ Every part leaves its result in the run's folder and is not done again, so an in
 training goes on where it stopped. The transformer's schedule is a share of a time budget:
 the first 30 % see 64 and 128 px only, unless it goes on from trained weights; then all three,
 up to 70 % mostly parts of the pictures at 256 px.
-The rate is constant to one half and falls to zero; the last 45 % learn guidance.
+The rate is constant to one half and falls to zero. The last 45 % learn guidance; a training that
+goes on from trained weights learns it all the time, since at guidance 1 they know the data.
 """
 
 from __future__ import annotations
@@ -95,8 +96,9 @@ class TextFeatures:
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self.device = device
-        self.clip = CLIPTextModel.from_pretrained(folder / "text_encoder").eval().to(device)
-        self.t5 = T5EncoderModel.from_pretrained(folder / "text_encoder_2").eval().to(device)
+        exact = {"dtype": torch.float32}  # their files have 16 bits
+        self.clip = CLIPTextModel.from_pretrained(folder / "text_encoder", **exact).to(device)
+        self.t5 = T5EncoderModel.from_pretrained(folder / "text_encoder_2", **exact).to(device)
         self.clip_tokenizer, self.t5_tokenizer = text.build_tokenizers()
 
     @torch.no_grad()
@@ -146,7 +148,7 @@ class Training:
     def draw_size_px(self, rng: np.random.Generator) -> int:
         """Picture size of the next step."""
         coarse = self.progress < COARSE_SHARE and not self.continues
-        odds = (0.5, 0.5, 0.0) if coarse else (0.15, 0.3, 0.55)
+        odds = (0.5, 0.5, 0.0) if coarse else (0.2, 0.35, 0.45)
         return int(rng.choice((64, 128, 256), p=odds))
 
     def draw_places(self, size_px: int, data: LatentDataset, rng: np.random.Generator) -> list[int]:
@@ -172,7 +174,7 @@ class Training:
         factor = min((self.step + 1) / WARM_UP, (1 - self.progress) / (1 - CONSTANT_SHARE), 1)
         for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * max(factor, 0.0)
-        if self.progress > GUIDED_SHARE and self.teacher is None:
+        if self.teacher is None and (self.continues or self.progress > GUIDED_SHARE):
             self._set_teacher(self.average)
         loss = flow_loss(self.compute, batch, generator, self.teacher, seen.to(self.compute.device))
         told = self.readout.loss(batch.scenes, of_tokens[seen])
