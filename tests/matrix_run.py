@@ -23,6 +23,7 @@ from tests.matrix import (
 )
 
 N_STEPS = 6
+REMAKE = "run `python -m tests.write_matrix` and commit what it writes"
 
 
 @functools.cache
@@ -162,6 +163,11 @@ def check_picture(values):
         check(
             distance(by_hand, picture(without(adapted, "lora"))[0]) > 0.003, "LoRA without effect"
         )
+
+
+def name_of(row):
+    """Name of a row's test."""
+    return " + ".join(row.values.values()) or "nothing"
 
 
 def run_row(values):

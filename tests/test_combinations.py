@@ -1,10 +1,11 @@
-"""The matrix of combinations: every row ends as the packaged file says, and what is made of it."""
+"""The matrix of combinations: what it has to cover, and what is made of it.
+
+Its rows are run in `test_matrix_eager.py` and `test_matrix_compiled.py`, a file for each process.
+"""
 
 from __future__ import annotations
 
 import itertools
-import os
-import shutil
 
 import pytest
 
@@ -14,15 +15,10 @@ from fresco.combinations import Matrix, Row, load_matrix
 from fresco.techniques import techniques
 from tests import matrix, write_matrix
 from tests.covering import covering_rows
-from tests.matrix_run import enable, run_row
+from tests.matrix_run import REMAKE, enable
 
 ROWS = load_matrix().rows
 FULL = {"schema": 1, "model": "any"}
-REMAKE = "run `python -m tests.write_matrix` and commit what it writes"
-
-
-def name_of(row):
-    return " + ".join(row.values.values()) or "nothing"
 
 
 def test_the_file_has_the_rows_of_the_axes_and_the_page_those_of_the_file():
@@ -31,16 +27,6 @@ def test_the_file_has_the_rows_of_the_axes_and_the_page_those_of_the_file():
     assert [row.values for row in ROWS] == [*refused, *covering], REMAKE
     assert write_matrix.JSON.read_text(encoding="utf-8") == write_matrix.to_json(ROWS), REMAKE
     assert write_matrix.PAGE.read_text(encoding="utf-8") == write_matrix.to_page(ROWS), REMAKE
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("row", ROWS, ids=name_of)
-def test_every_row_ends_as_the_file_says(row):
-    ends = run_row(row.values)
-    if row.values.get("compile") == "inductor" and not shutil.which(os.environ.get("CXX", "g++")):
-        assert "a C++ compiler, which inductor needs" in ends.reason
-    else:
-        assert ends == row, REMAKE
 
 
 @pytest.mark.parametrize("strength", [1, 2, 3])
