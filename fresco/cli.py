@@ -222,19 +222,21 @@ def _demo_table(report: Mapping[str, Any]) -> Table:
 
 def _print_stack_table(report: Mapping[str, Any]) -> None:
     """A row per technique; what cannot run here says why, what got slower says so."""
-    columns = ("steps", "loop s", "speedup", "gain", "FLOPs", "PSNR dB", "SSIM", "asked", "scenes")
+    columns = (
+        "steps", "loop s", "speed-\nup", "gain", "FLOPs", "PSNR\ndB", "SSIM", "asked", "scenes"
+    )  # fmt: skip
     title = f"{report['recipe']}, {report['n_prompts']} captions, {report['dtype']}"
     caption = "gain: over the row above; asked: share of the asked attributes that are shown"
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", no_wrap=True)
-    for column in columns:
-        table.add_column(column)
+    table.add_column("", overflow="fold")
+    for column in columns:  # of 80 columns, those of the figures are kept
+        table.add_column(column, justify="right", no_wrap=True)
     notes = []
     for row in report["rows"]:
         said = [row["refused"]] if "refused" in row else row["notes"]
         notes += [f"{row['name']}: {note}" for note in said]
         if "refused" in row:
-            table.add_row(row["name"], "", "cannot run here")
+            table.add_row(row["name"], "", "refused")
             continue
         flops = row["flops_speedup"]
         is_baseline = row["recipe"] is None

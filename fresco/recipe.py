@@ -64,6 +64,7 @@ class ExpectsConfig(Config):
     psnr_db: float | None = Field(None, description="to the plain run, mean over pictures")
     ssim: float | None = Field(None, ge=-1, le=1, description="the same")
     judge: float | None = Field(None, description="of the reference judge: share right")
+    judge_kept: float | None = Field(None, gt=0, description="judge over that of the plain run")
 
 
 class Recipe(Config):

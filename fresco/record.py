@@ -59,3 +59,10 @@ class RecordConfig(Config):
     )
     noise_floor: NoiseFloorConfig | None = None
     is_within_noise: bool | None = None
+
+    @property
+    def judge_kept(self) -> float | None:
+        """Judge's score over that of the plain run; None: unmeasured, or nothing to keep."""
+        if self.judge is None or not self.judge_baseline:
+            return None
+        return self.judge / self.judge_baseline

@@ -218,6 +218,10 @@ RECORD = {
         ({"psnr_db": 30}, {"psnr_db": 29}, ["psnr_db: expected at least 30, got 29"]),
         ({"ssim": 0.9, "judge": 0.5}, {"ssim": 0.8, "judge": 0.6},
          ["ssim: expected at least 0.9, got 0.8"]),
+        ({"judge_kept": 0.96}, {"judge": 0.9, "judge_baseline": 0.8}, []),
+        ({"judge_kept": 0.96}, {"judge": 0.76, "judge_baseline": 0.8},
+         ["judge_kept: expected at least 0.96, got 0.95"]),
+        ({"judge_kept": 0.96}, {"judge": 0.0, "judge_baseline": 0.0}, []),  # nothing to keep
     ],
 )  # fmt: skip
 def test_bounds_are_enforced_where_they_are_covered(expects, found, short):

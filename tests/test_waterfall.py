@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+import fresco.cli
 from fresco import errors
 from fresco.output import OutputError
 from fresco.recipe import load_recipe
@@ -162,6 +163,19 @@ def test_the_command_prints_figures_and_reasons(pipe, recipe_file, tmp_path, mon
     result = run("stack-table", *arguments)
     assert result.exit_code == 0
     assert re.search(r"baseline +2 +\d+\.\d\d +1\.00x +1\.00x +1\.00x", result.output)
-    assert re.search(r"\+ quantize int4_weight_only +cannot run here", result.output)
+    assert re.search(r"\+ quantize int4_weight_only +refused", result.output)
     assert "+ quantize int4_weight_only: quantize.attach(pipe): expected" in result.output
     assert json.loads(file.read_text())["requested_steps"] == 2
+
+
+def test_no_figure_of_the_table_is_cut_in_80_columns(monkeypatch, capsys):
+    row = {"name": "+ quantize int8_weight_only", "recipe": {}, "steps": 12, "loop_s": 13.44,
+           "speedup": 10.25, "gain": 10.75, "flops_speedup": 10.5, "psnr_db": None, "ssim": 0.968,
+           "judge": 1.0, "scene": 1.0, "notes": []}  # fmt: skip
+    report = {"recipe": "reference_5x", "n_prompts": 8, "dtype": "float32", "rows": [row]}
+    monkeypatch.setattr("fresco.cli_parts.console.width", 80)
+    fresco.cli._print_stack_table(report)
+    printed = capsys.readouterr().out
+    for figure in ("12", "13.44", "10.25x", "10.75x", "10.50x", "equal", "0.968", "100.0%"):
+        assert re.search(rf"(?<!\S){re.escape(figure)}(?!\S)", printed), figure
+    assert "…" not in printed
