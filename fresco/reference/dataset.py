@@ -57,44 +57,40 @@ SIZES_PX = (256, 128, 64)
 
 
 def write_shard(vae: AutoencoderKL, seed: int, index: int, folder: Path) -> None:
-    """Draw and encode one shard of training scenes, unless it is there.
+    """Draw and encode one shard of training scenes at all three sizes, unless it is there.
 
     Args:
         vae: Trained autoencoder, with scaling and shift measured.
         seed: Series of scenes.
         index: Number of the shard; it holds scenes `index * SHARD` and on.
-        folder: Where `latents_<index>.pt` goes: latents at 256 px, float16 [n, 4, 64, 64],
+        folder: Where `latents_<index>.pt` goes: latents by size in px, float16 [n, 4, h, w],
             scaled to zero mean and unit deviation.
     """
     path = folder / f"latents_{index:03}.pt"
     if path.exists():
         return
-    latents: list[Tensor] = []
+    latents: dict[int, list[Tensor]] = {size: [] for size in SIZES_PX}
     for number in range(index * SHARD, (index + 1) * SHARD, 8):
         pictures = np.stack([make_example(seed, number + i)[1] for i in range(8)])
-        with autocast(vae.device):
-            z = encode(vae, torch.from_numpy(pictures).to(vae.device).float() / 255).float()
-        z = (z - vae.config.shift_factor) * vae.config.scaling_factor
-        latents.append(z.half().cpu())
-    torch.save(torch.cat(latents), path.with_suffix(".tmp"))
+        for size in SIZES_PX:
+            whole = torch.from_numpy(pictures).to(vae.device).float() / 255
+            small = F.avg_pool2d(whole, SIZES_PX[0] // size)
+            with autocast(vae.device):
+                z = encode(vae, small).float()
+            z = (z - vae.config.shift_factor) * vae.config.scaling_factor
+            latents[size].append(z.half().cpu())
+    torch.save(
+        {size: torch.cat(parts) for size, parts in latents.items()}, path.with_suffix(".tmp")
+    )
     path.with_suffix(".tmp").rename(path)  # whole or not at all
 
 
 class LatentDataset:
-    """All shards of a folder, and the scenes they show.
-
-    Latents of a smaller picture are averages of those at 256 px, which the autoencoder decodes to
-    that picture. Those of the picture itself, made small and encoded, are not the same where there
-    is texture: a model that learnt these took textured objects for plain ones, once their coarse
-    tokens had become fine.
-    """
+    """All shards of a folder, and the scenes they show."""
 
     def __init__(self, seed: int, folder: Path) -> None:
         shards = [torch.load(p, weights_only=True) for p in sorted(folder.glob("latents_*.pt"))]
-        whole = torch.cat(shards)
-        self.latents = {
-            size: F.avg_pool2d(whole.float(), SIZES_PX[0] // size).half() for size in SIZES_PX
-        }
+        self.latents = {size: torch.cat([shard[size] for shard in shards]) for size in SIZES_PX}
         self.scenes = [
             sample_scene(np.random.default_rng((seed, index)))
             for index in range(len(self.latents[SIZES_PX[0]]))

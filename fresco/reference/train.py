@@ -4,8 +4,7 @@ Every part leaves its result in the run's folder and is not done again, so an in
 training goes on where it stopped. The transformer's schedule is a share of a time budget:
 the first 30 % see 64 and 128 px only, unless it goes on from trained weights; then all three,
 up to 70 % mostly parts of the pictures at 256 px.
-The rate is constant to one half and falls to zero. The last 45 % learn guidance; a training that
-goes on from trained weights learns it all the time, since at guidance 1 they know the data.
+The rate is constant to one half and falls to zero; the last 45 % learn guidance.
 """
 
 from __future__ import annotations
@@ -148,7 +147,7 @@ class Training:
     def draw_size_px(self, rng: np.random.Generator) -> int:
         """Picture size of the next step."""
         coarse = self.progress < COARSE_SHARE and not self.continues
-        odds = (0.5, 0.5, 0.0) if coarse else (0.2, 0.35, 0.45)
+        odds = (0.5, 0.5, 0.0) if coarse else (0.15, 0.3, 0.55)
         return int(rng.choice((64, 128, 256), p=odds))
 
     def draw_places(self, size_px: int, data: LatentDataset, rng: np.random.Generator) -> list[int]:
@@ -174,7 +173,7 @@ class Training:
         factor = min((self.step + 1) / WARM_UP, (1 - self.progress) / (1 - CONSTANT_SHARE), 1)
         for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * max(factor, 0.0)
-        if self.teacher is None and (self.continues or self.progress > GUIDED_SHARE):
+        if self.progress > GUIDED_SHARE and self.teacher is None:
             self._set_teacher(self.average)
         loss = flow_loss(self.compute, batch, generator, self.teacher, seen.to(self.compute.device))
         told = self.readout.loss(batch.scenes, of_tokens[seen])
