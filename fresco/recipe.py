@@ -136,7 +136,8 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
     """Read a recipe and check all of it.
 
     Args:
-        source: Name of a shipped recipe, path of a YAML file, its content, or a `Recipe`.
+        source: Name of a shipped recipe, path of a YAML file, its content, or a `Recipe`. A name
+            that ships goes before a file of that name without an extension.
 
     Returns:
         The recipe, frozen.
@@ -158,9 +159,9 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
     path = Path(source).expanduser()
     if isinstance(source, str) and path.suffix not in {".yaml", ".yml"} and path.name == source:
         known = known_recipes()
-        if source not in known:
+        if source not in known and not path.is_file():
             raise RecipeError(repr(source), [unknown("recipe", source, known) + " @ $"])
-        path = known[source]
+        path = known.get(source, path)
     try:
         content = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:

@@ -245,7 +245,7 @@ def test_groups_vary_one_thing():
             assert (first, last) == (base[0], base[2])
             assert {k for k in mixed | base[1] if mixed.get(k) != base[1].get(k)} == {key}
     for way in rows.ablation_groups()["score"].ways:
-        assert way.recipe["stages"][1]["promote"]["budget"] == [0.4] * 4
+        assert way.recipe["stages"][1]["promote"]["budget"] == 0.4
 
 
 @pytest.fixture(scope="module")
@@ -260,11 +260,6 @@ def flops(transformer, stages):
     return sum(s["steps"] * pass_flops(transformer, tokens[s["cell"]], 40) / full for s in stages)
 
 
-def test_pareto_rows_cost_what_they_are_named_for(transformer):
-    for speedup, way in zip(rows.SPEEDUPS, rows.pareto_groups()["fresco"].ways, strict=True):
-        assert 50 / flops(transformer, way.recipe["stages"]) == pytest.approx(speedup, rel=0.05)
-
-
 def test_one_and_two_coarse_levels_cost_the_same(transformer):
     base, two = rows.ablation_groups()["levels"].ways
     assert flops(transformer, two.recipe["stages"]) == pytest.approx(
@@ -272,17 +267,20 @@ def test_one_and_two_coarse_levels_cost_the_same(transformer):
     )
 
 
-def test_rivals_are_the_shipped_recipes_that_name_a_paper():
+def test_fresco_is_the_recipes_that_ship_and_rivals_those_that_name_a_paper():
     groups = rows.pareto_groups()
     rivals = {"bottleneck", "jit", "mrflow", "ralu", "spectral"}
     assert set(groups) == {"fresco", "fewer steps", *rivals}
     assert [way.name for way in groups["ralu"].ways] == [f"ralu {x}x" for x in rows.SPEEDUPS]
     assert [way.steps for way in groups["ralu"].ways] == [150, 100, 60, 43, 30]  # 50 at 6x
+    stages = [way.recipe["stages"][-1]["steps"] for way in groups["fresco"].ways]
+    names = ("quality", "quality", "5x", "balanced", "10x")
+    assert stages == [load_recipe(f"reference_{name}").stages[-1].steps for name in names]
 
 
-@pytest.mark.parametrize("rival", ["bottleneck", "jit", "mrflow", "ralu", "spectral"])
-def test_rivals_cost_about_what_their_rows_are_named_for(transformer, rival):
-    for speedup, way in zip(rows.SPEEDUPS, rows.pareto_groups()[rival].ways, strict=True):
+@pytest.mark.parametrize("method", ["fresco", "bottleneck", "jit", "mrflow", "ralu", "spectral"])
+def test_methods_cost_about_what_their_rows_are_named_for(transformer, method):
+    for speedup, way in zip(rows.SPEEDUPS, rows.pareto_groups()[method].ways, strict=True):
         request = PlanRequest(way.steps, 32, 32, lambda _n_tokens: 2.5)
         plan = make_plan(load_recipe(way.recipe), request)
         cost = sum(pass_flops(transformer, step.n_tokens, 40) for step in plan.steps)

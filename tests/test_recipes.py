@@ -240,3 +240,11 @@ def test_a_missing_file_is_refused(tmp_path):
 
 def test_another_schema_is_refused():
     assert problems(schema=2) == ("Input should be 1 @ $.schema",)
+
+
+def test_a_file_without_an_extension_is_a_file_unless_a_recipe_has_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "reference_5x"):
+        (tmp_path / name).write_text("schema: 1\nmodel: any\n")
+    assert load_recipe("mine").model == "any"
+    assert load_recipe("reference_5x").model == "FluxTransformer2DModel"

@@ -13,11 +13,11 @@ Stage = Mapping[str, Any]
 
 STEPS = 50
 BASELINE = Way(f"{STEPS} steps", None, STEPS)
+LIFTED = 0.99  # noise level that the mixed stage starts at
 BUDGET = 0.4  # share of the grid's cells that are fine in a mixed stage
 SPEEDUPS = (2, 3, 5, 7, 10)
-# steps of the coarse, the mixed and the fine stage, by about how many times fewer FLOPs
-STAGE_STEPS = {2: (8, 12, 18), 3: (8, 8, 11), 5: (6, 6, 6), 7: (5, 5, 4), 10: (4, 5, 2)}
-ABLATED_STEPS = (4, 4, 1)
+FRESCO = {2: "quality", 3: "quality", 5: "5x", 7: "balanced", 10: "10x"}  # reference_<name>
+ABLATED_STEPS = 2, 6, 1  # of the coarse, the mixed and the fine stage
 LIFTS = ("clean", "trajectory", "fresh")  # besides `latent`, that of the base
 SCORES = {
     "temporal_variance": ("high", "low"),
@@ -59,11 +59,8 @@ def recipe_of(stages: Sequence[Stage]) -> dict[str, Any]:
     }
 
 
-def base_stages(steps: tuple[int, int, int] = ABLATED_STEPS) -> tuple[Stage, Stage, Stage]:
+def base_stages() -> tuple[Stage, Stage, Stage]:
     """Stages of the stack that is varied: coarse, mixed, fine.
-
-    Args:
-        steps: Of each stage.
 
     Returns:
         Three stages of a recipe.
@@ -72,15 +69,15 @@ def base_stages(steps: tuple[int, int, int] = ABLATED_STEPS) -> tuple[Stage, Sta
         >>> [stage["cell"] for stage in base_stages()]
         [2, 'mixed', 1]
     """
-    coarse, mixed, fine = steps
+    coarse, mixed, fine = ABLATED_STEPS
     return (
-        {"cell": 2, "steps": coarse, "until_sigma": 0.5},
+        {"cell": 2, "steps": coarse, "until_sigma": 0.8},
         {
             "cell": "mixed",
             "steps": mixed,
-            "until_sigma": 0.3,
-            "lift": {"form": "latent", "to_sigma": 0.8},
-            "promote": _promote(steps=mixed),
+            "until_sigma": 0.2,
+            "lift": {"form": "latent", "to_sigma": LIFTED},
+            "promote": _promote(),
         },
         {"cell": 1, "steps": fine},
     )
@@ -94,7 +91,9 @@ def ablation_groups() -> dict[str, Group]:
         ['steps', 'field', 'lift', 'score', 'promotion', 'positions', 'restrict', 'levels']
     """
     base = Way("base", recipe_of(base_stages()))
-    lifts = {form: _varied(f"lift {form}", lift={"form": form, "to_sigma": 0.8}) for form in LIFTS}
+    lifts = {
+        form: _varied(f"lift {form}", lift={"form": form, "to_sigma": LIFTED}) for form in LIFTS
+    }
     positions = [_varied(f"positions {name}", positions=name) for name in POSITIONS]
     groups = (
         Group("steps", "fewer full steps", (BASELINE, *(plain(n) for n in (10, 7, 5)))),
@@ -113,25 +112,35 @@ def ablation_groups() -> dict[str, Group]:
 def pareto_groups() -> dict[str, Group]:
     """One group per method, a row per speedup: fresco, fewer steps, and rivals.
 
-    A rival is a shipped recipe that names its paper; more or fewer requested steps make it
-    slower or faster, since its stages scale with them.
+    Every method is a shipped recipe, a rival one that names its paper. More or fewer requested
+    steps make it slower or faster, since its stages scale with them; fresco has recipes of its own
+    for most speedups.
 
     Example:
         >>> [way.name for way in pareto_groups()["fewer steps"].ways]
         ['25 steps', '17 steps', '10 steps', '7 steps', '5 steps']
     """
-    fresco = tuple(Way(f"fresco {x}x", recipe_of(base_stages(STAGE_STEPS[x]))) for x in SPEEDUPS)
+    fresco = tuple(_at(x, "fresco", f"reference_{name}") for x, name in FRESCO.items())
     fewer = tuple(plain(int(STEPS / x + 0.5)) for x in SPEEDUPS)
-    rivals: dict[str, list[Way]] = {}
-    for name in known_recipes():
-        recipe = load_recipe(name)
-        if recipe.rival and recipe.expects.flops_speedup:
-            content = recipe.model_dump(mode="json", by_alias=True, exclude_unset=True)
-            rival, steps = name.removeprefix("rival_"), STEPS * recipe.expects.flops_speedup
-            rivals[rival] = [Way(f"{rival} {x}x", content, int(steps / x + 0.5)) for x in SPEEDUPS]
-    groups = {"fresco": fresco, "fewer steps": fewer}
-    groups |= {name: tuple(ways) for name, ways in rivals.items()}
+    rivals = {
+        name.removeprefix("rival_"): tuple(
+            _at(x, name.removeprefix("rival_"), name) for x in SPEEDUPS
+        )
+        for name in known_recipes()
+        if load_recipe(name).rival
+    }
+    groups = {"fresco": fresco, "fewer steps": fewer, **rivals}
     return {name: Group(name, "speedup", ways) for name, ways in groups.items()}
+
+
+def _at(speedup: int, method: str, recipe: str) -> Way:
+    """A shipped recipe in as many requested steps as make it so many times cheaper."""
+    loaded = load_recipe(recipe)
+    counted = loaded.expects.flops_speedup
+    assert counted, f"{recipe} expects no FLOPs"
+    content = loaded.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    content.pop("validated", None)
+    return Way(f"{method} {speedup}x", content, int(STEPS * counted / speedup + 0.5))
 
 
 def plain(steps: int) -> Way:
@@ -140,9 +149,9 @@ def plain(steps: int) -> Way:
 
 
 def _promote(
-    score: str = "channel_variance", first: str = "high", budget: float = BUDGET, steps: int = 4
+    score: str = "channel_variance", first: str = "high", budget: float = BUDGET
 ) -> dict[str, Any]:
-    return {"score": score, "first": first, "budget": [budget] * steps}
+    return {"score": score, "first": first, "budget": budget}
 
 
 def _varied(name: str, **changes: Any) -> Way:
@@ -176,6 +185,6 @@ def _injected() -> Way:
 def _two_levels() -> Way:
     """A step of 256 tokens costs as much as three of 64."""
     _, mixed, fine = base_stages()
-    coarsest = {"cell": 4, "steps": 3, "until_sigma": 0.8}
-    coarse = {"cell": 2, "steps": 3, "until_sigma": 0.5, "lift": {"form": "latent"}}
+    coarsest = {"cell": 4, "steps": 3, "until_sigma": 0.9}
+    coarse = {"cell": 2, "steps": 1, "until_sigma": 0.8, "lift": {"form": "latent"}}
     return Way("levels 4, 2", recipe_of((coarsest, coarse, mixed, fine)))
