@@ -134,7 +134,7 @@ def plan(
     Example:
         >>> forecast = plan("reference", "reference_5x")
         >>> len(forecast.plan.steps), round(forecast.flops_speedup, 1)
-        (12, 5.7)
+        (12, 5.2)
     """
     checked = load_recipe(recipe)
     profile = load_device(device) if isinstance(device, str) else device

@@ -46,10 +46,10 @@ SIZE = ("--steps", "4", "--height", "64", "--width", "64")
 )
 def test_a_change_by_path_is_checked_as_the_file_is(change, read):
     if read is None:
-        with pytest.raises(RecipeError, match=r"2 sigmas for 6 steps @ \$.stages\[0\]"):
-            override(load_recipe("reference_balanced"), [change])
+        with pytest.raises(RecipeError, match=r"2 sigmas for 3 steps @ \$.stages\[0\]"):
+            override(load_recipe("reference_5x"), [change])
     else:
-        assert read(override(load_recipe("reference_balanced"), [change]))
+        assert read(override(load_recipe("reference_5x"), [change]))
 
 
 def test_changes_leave_the_recipe_itself_alone():
@@ -77,7 +77,7 @@ def test_changes_leave_the_recipe_itself_alone():
 )
 def test_changes_that_do_not_fit_say_why(change, message):
     with pytest.raises(RecipeError) as caught:
-        override(load_recipe("reference_balanced"), [change])
+        override(load_recipe("reference_5x"), [change])
     assert message in str(caught.value)
 
 
@@ -100,10 +100,8 @@ def pixels(path):
 def test_a_picture_says_how_it_can_be_made_again(tmp_path, folder, monkeypatch):
     monkeypatch.setattr(fresco.reference, "PIPELINE", folder)
     prompts = ("--prompt", "a red ring", "--prompt", "a blue plus", "--prompt", "a blue plus")
-    change = ("--set", "stages[1].lift.form=clean", "--set", "stages[1].lift.to_sigma=0.8")
-    result = run(
-        "run", "reference_balanced", *prompts, *change, *SIZE, "--out", str(tmp_path / "a")
-    )
+    change = ("--set", "stages[1].lift.form=clean", "--set", "stages[1].lift.to_sigma=0.9")
+    result = run("run", "reference_5x", *prompts, *change, *SIZE, "--out", str(tmp_path / "a"))
     assert result.exit_code == 0, result.output
     first, second, third = sorted((tmp_path / "a").iterdir())
     request = read_request(second)

@@ -217,7 +217,7 @@ def test_plan_prints_writes_and_draws(tmp_path):
     recipe = load_recipe("reference_5x")
     expected = fresco.plan("reference", recipe, steps=25, height=128, width=128, device="h100")
     assert found == {"recipe": "reference_5x", "model": "reference"} | expected.as_dict()
-    assert [step["tokens"] for step in found["steps"]] == [64] * 2 + [256] * 4
+    assert [step["tokens"] for step in found["steps"]] == [64] * 2 + [256] * 5
     assert f"{expected.flops_speedup:.2f}x fewer" in result.output
     assert "an estimate" in result.output
     with Image.open(png) as picture:

@@ -15,12 +15,12 @@ from tests.test_cli import run
 
 
 def test_a_reference_recipe_still_meets_what_it_expects(tmp_path):
-    """One caption, 20 steps for 50: it runs as planned, its FLOPs, its speed here; no quality."""
+    """Two captions: it runs as planned, its FLOPs, its speed here, what the judge says."""
     name = "reference_5x"
     recipe, prompts, file = (tmp_path / each for each in (f"{name}.yaml", "prompts", "record"))
     shutil.copy(known_recipes()[name], recipe)
-    prompts.write_text(held_out_captions(1)[0].text)
-    asked = ("--model", "reference", "--prompts", str(prompts), "--steps", "20", "--floor", "none")
+    prompts.write_text("\n".join(caption.text for caption in held_out_captions(2)))
+    asked = ("--model", "reference", "--prompts", str(prompts), "--floor", "none")
     result = run("validate", str(recipe), *asked, "--no-write", "--json", str(file))
     assert result.exit_code == 0, result.output
     found, bounds = json.loads(file.read_text()), load_recipe(name).expects
