@@ -16,6 +16,7 @@ from fresco.cli_doctor import doctor
 from fresco.cli_parts import (
     MAX_SEED,
     Dtype,
+    check_json,
     clear_errors,
     console,
     named_tasks,
@@ -85,6 +86,7 @@ def demo(
 ) -> None:
     """Sample full, accelerated, and with fewer steps at the same cost, and compare."""
     with clear_errors():
+        check_json(json)
         from fresco.reference.captions import parse
 
         for text in prompt or []:
@@ -164,6 +166,7 @@ def pareto(
 ) -> None:
     """Measure fresco, fewer steps and rivals at several speedups, and plot them."""
     with clear_errors():
+        check_json(json)
         with console.status("Loading"):
             from fresco.reference.bench import How
             from fresco.reference.plot import save_pareto

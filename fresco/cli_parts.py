@@ -63,6 +63,12 @@ def named_tasks(bar: Progress) -> Callable[[str, int, int], None]:
     return advance
 
 
+def check_json(file: Path | None) -> None:
+    """Refuse a place where `write_json` could not write, before anything slow."""
+    if file is not None:
+        make_place("--json", file, "--json")
+
+
 def write_json(file: Path, content: Any) -> None:
     """Write a result where a program can read it, as a whole; its directory is made."""
     make_place("--json", file, "--json")

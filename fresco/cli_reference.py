@@ -12,7 +12,9 @@ import typer
 from rich.table import Table
 
 from fresco.cli_parts import (
+    MAX_SEED,
     Dtype,
+    check_json,
     clear_errors,
     console,
     fraction_table,
@@ -113,7 +115,9 @@ def evaluate(
     prompts: Annotated[int, typer.Option(min=1, help="Held-out captions.")] = 256,
     steps: Annotated[int, typer.Option(min=1, help="Solver steps.")] = 50,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Of the first picture's noise.")
+    ] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Pictures per call.")] = 8,
     folder: Annotated[Path | None, typer.Option(help="Another pipeline directory.")] = None,
     rows: Annotated[
@@ -127,6 +131,7 @@ def evaluate(
 ) -> None:
     """Sample held-out captions and let the judge say what came of them; broken runs go on."""
     with clear_errors():
+        check_json(json)
         with console.status("Loading"):
             from fresco.reference import GUIDANCE_SCALE, load
             from fresco.reference.bench import How
@@ -173,6 +178,7 @@ def overhead(
 ) -> None:
     """Measure what a step takes beyond the bare transformer."""
     with clear_errors():
+        check_json(json)
         with console.status("Loading"):
             from fresco.demo import PROMPTS
             from fresco.recipe import load_staged_recipe
@@ -212,6 +218,7 @@ def judge(
 ) -> None:
     """Measure the judge on held-out rendered pictures."""
     with clear_errors():
+        check_json(json)
         with console.status("Loading"):
             from fresco.reference import judge_training
         if train:

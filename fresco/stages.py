@@ -21,7 +21,7 @@ from fresco.score import SCORES, First
 
 Sigma = float  # noise level in [0, 1], 1 = pure noise
 Bounds = tuple[Sigma, Sigma]  # start and end of a stage
-_NUMBERS = (int, float, int | None, float | None)
+_NUMBERS = (int, float, int | None, float | None, Literal[1])
 
 
 class Config(BaseModel):

@@ -86,6 +86,31 @@ def test_a_batch_that_is_missing_between_others_is_sampled(tiny_flux_pipe, tmp_p
     assert torch.equal(again.images, whole.images)
 
 
+def test_seconds_are_those_of_a_batch_by_its_pictures(tiny_flux_pipe, tmp_path, monkeypatch):
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    monkeypatch.setattr(bench, "_sample", lambda *_: (images, 6.0, 8.0))
+    tiny_flux_pipe._num_timesteps = 2  # of a call that was not made
+    row = measure(tiny_flux_pipe, PLAIN, PROMPTS[:2], HOW, tmp_path)
+    assert (row.loop_s, row.call_s) == ((3.0, 3.0), (4.0, 4.0))
+
+
+def test_the_asked_guidance_is_that_of_the_call(tiny_flux_pipe, monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        type(tiny_flux_pipe), "__call__", lambda _, *__, **given: told.append(given) or 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        bench._sample(tiny_flux_pipe, PROMPTS[:1], dataclasses.replace(HOW, guidance=1.5), 2)
+    assert told[0]["guidance_scale"] == 1.5
+
+
+def test_a_score_of_two_estimates_has_them_while_warming_up(tiny_flux_pipe, tmp_path):
+    (way,) = (
+        way for way in rows.ablation_groups()["score"].ways if "temporal_variance low" in way.name
+    )
+    assert len(measure(tiny_flux_pipe, way, PROMPTS[:1], HOW, tmp_path).images) == 1
+
+
 def test_a_row_that_was_cut_while_it_was_written_is_not_there(
     tiny_flux_pipe, tmp_path, monkeypatch
 ):
@@ -131,9 +156,10 @@ def test_the_key_changes_with_everything_but_the_name(tiny_flux_pipe):
         batch_key(PLAIN, PROMPTS[:4], HOW, weights),
         batch_key(PLAIN, PROMPTS, dataclasses.replace(HOW, seed=4), weights),
         batch_key(PLAIN, PROMPTS, dataclasses.replace(HOW, batch=1), weights),
+        batch_key(PLAIN, PROMPTS, dataclasses.replace(HOW, guidance=1.0), weights),
         batch_key(PLAIN, PROMPTS, HOW, weights_digest(tiny_flux_pipe)),
     }
-    assert len(others | {key}) == 8
+    assert len(others | {key}) == 9
 
 
 @pytest.fixture(scope="module")

@@ -63,8 +63,11 @@ def test_every_command_that_prints_a_table_writes_it_as_json_too():
     assert sorted(without) == ["recipes schema", "reference distill", "reference train", "run"]
 
 
-def test_json_that_cannot_be_written_exits_with_2():
-    for command in (("recipes",), ("recipes", "list"), ("recipes", "check", "identity")):
+def test_json_that_cannot_be_written_exits_with_2(monkeypatch):
+    monkeypatch.setattr(fresco.reference, "load", lambda *_, **__: pytest.fail("loaded"))
+    quick = (("recipes",), ("recipes", "list"), ("recipes", "check", "identity"))
+    slow = ("demo",), ("pareto",), *(("reference", n) for n in ("evaluate", "overhead", "judge"))
+    for command in (*quick, *slow):
         result = run(*command, "--json", f"{sys.executable}/file.json")
         assert result.exit_code == 2
         assert "a directory to write to" in result.output

@@ -225,6 +225,11 @@ def test_a_file_s_problems_name_the_file(tmp_path):
     assert str(caught.value) == message
 
 
+def test_a_switch_is_no_schema():
+    with pytest.raises(RecipeError, match=r"must be a number, got True @ \$.schema"):
+        load_recipe({"schema": True, "model": "any"})
+
+
 @pytest.mark.parametrize("text", ["", "- 1", "schema: [", "a: !!python/object:os.system x"])
 def test_files_that_are_no_recipe_are_refused(tmp_path, text):
     path = tmp_path / "bad.yaml"

@@ -191,10 +191,16 @@ def _n_pictures(made: Mapping[_Batch, Measured]) -> int:
 
 
 def _warm_up_steps(way: Way) -> int:
-    """Steps of the call that is not measured: all where each may compile something new."""
-    stack = () if way.recipe is None else load_recipe(way.recipe).techniques
-    compiles = any(technique.phase == "graph" for technique in stack)
-    return way.steps if compiles else min(way.steps, WARM_UP_STEPS)
+    """Steps of the call that is not measured: all where each may compile something new.
+
+    All too with a mixed stage, whose score may need more steps before it than few make.
+    """
+    if way.recipe is None:
+        return min(way.steps, WARM_UP_STEPS)
+    recipe = load_recipe(way.recipe)
+    compiles = any(technique.phase == "graph" for technique in recipe.techniques)
+    is_mixed = any(stage.promote is not None for stage in recipe.stages)
+    return way.steps if compiles or is_mixed else min(way.steps, WARM_UP_STEPS)
 
 
 def _sample(
