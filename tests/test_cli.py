@@ -168,19 +168,9 @@ def test_evaluate_says_how_another_number_of_steps_differs(monkeypatch, tmp_path
     monkeypatch.setattr("fresco.reference.load", lambda *_: object())
     monkeypatch.setattr("fresco.reference.evaluate.measure", measured)
     file = tmp_path / "evaluate.json"
-    asked = (
-        "--prompts",
-        "4",
-        "--steps",
-        "2",
-        "--against",
-        "1",
-        "--json",
-        str(file),
-        "--rows",
-        str(tmp_path),
-    )
-    result = run("reference", "evaluate", *asked)
+    asked = ("--prompts", "4", "--steps", "2", "--against", "1")
+    files = ("--json", str(file), "--rows", str(tmp_path))
+    result = run("reference", "evaluate", *asked, *files)
     assert result.exit_code == 0
     assert steps == [2, 1]
     assert "2 steps minus 1" in result.output

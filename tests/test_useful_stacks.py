@@ -11,9 +11,9 @@ import fresco
 from fresco.quality import psnr_db
 from fresco.recipe import load_recipe
 from fresco.reference import load
-from fresco.reference.bench import How
+from fresco.reference.bench import How, sample
 from fresco.reference.dataset import held_out_captions
-from fresco.reference.evaluate import judge_pictures, sample_pictures
+from fresco.reference.evaluate import judge_pictures
 
 CAPTIONS = held_out_captions(4, seed=12)
 STAGES = load_recipe("reference_5x").model_dump(by_alias=True, exclude_unset=True)
@@ -43,7 +43,7 @@ def draw(pipe, *stack):
     """Pictures of all captions under dynamic resolution and this stack, and its summary."""
     with fresco.accelerate(pipe, {**STAGES, "stack": list(stack)}) as accelerated:
         prompts = [caption.text for caption in CAPTIONS]
-        pictures = sample_pictures(pipe, prompts, how=How(batch=4))
+        pictures = sample(pipe, prompts, 50, How())
         return pictures, accelerated.summary()
 
 

@@ -82,6 +82,32 @@ class Measured:
     call_s: tuple[float, ...]
 
 
+def sample(pipe: FluxPipeline, prompts: Sequence[str], steps: int, how: How, **more: Any) -> Tensor:
+    """Sample one picture per prompt in one call; nothing is kept.
+
+    Args:
+        pipe: The reference pipeline, accelerated or not.
+        prompts: Captions.
+        steps: Requested solver steps.
+        how: Seed of the first picture and guidance; the batch is all of them.
+        more: Further arguments of the call.
+
+    Returns:
+        Float32 [b, 3, h, w] in [0, 1], on the CPU.
+    """
+    seeds = range(how.seed, how.seed + len(prompts))
+    images: Tensor = pipe(
+        list(prompts),
+        num_inference_steps=steps,
+        guidance_scale=how.guidance,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        max_sequence_length=MAX_TOKENS,
+        output_type="pt",
+        **more,
+    ).images
+    return images.float().cpu()
+
+
 def weights_digest(pipe: FluxPipeline) -> str:
     """Name all weights of a pipeline by their content, data types included."""
     digest = hashlib.sha256()
@@ -209,21 +235,11 @@ def _sample(
     """Pictures from the seed of `how` on, uint8 [b, 3, h, w], seconds of their loop and call."""
     timer = LoopTimer(lambda _: None)
     start_s = time.perf_counter()
-    seeds = range(how.seed, how.seed + len(prompts))
     hook = pipe.transformer.register_forward_pre_hook(timer.before_forward)
     try:
-        images = pipe(
-            list(prompts),
-            num_inference_steps=steps,
-            guidance_scale=how.guidance,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            max_sequence_length=MAX_TOKENS,
-            output_type="pt",
-            callback_on_step_end=timer.on_step_end,
-        ).images
+        images = sample(pipe, prompts, steps, how, callback_on_step_end=timer.on_step_end)
     finally:
         hook.remove()
-    images = images.float().cpu()
     call_s = time.perf_counter() - start_s
     return (images.clamp(0, 1) * 255).round().byte(), timer.loop_s, call_s
 

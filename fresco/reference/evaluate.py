@@ -13,7 +13,6 @@ from torch import Tensor
 from fresco.errors import FrescoError
 from fresco.output import make_directory
 from fresco.quality import psnr_db
-from fresco.reference import MAX_TOKENS
 from fresco.reference.bench import How, measure
 from fresco.reference.captions import AskedScene
 from fresco.reference.dataset import held_out_captions
@@ -31,36 +30,6 @@ BAR = {"place": 0.97, "colour": 0.95, "shape": 0.85, "texture": 0.80, "scene": 0
 
 class EvaluationError(FrescoError, ValueError):
     """An evaluation that would say nothing."""
-
-
-def sample_pictures(
-    pipe: FluxPipeline, prompts: Sequence[str], steps: int = BASELINE.steps, how: How | None = None
-) -> Tensor:
-    """Sample one picture per prompt; nothing is kept.
-
-    Args:
-        pipe: The reference pipeline, accelerated or not.
-        prompts: Captions.
-        steps: Requested solver steps.
-        how: Seed, batch, guidance; default: those of `How`.
-
-    Returns:
-        Float32 [b, 3, 256, 256] in [0, 1].
-    """
-    how, pictures = how or How(), []
-    for start in range(0, len(prompts), how.batch):
-        part = list(prompts[start : start + how.batch])
-        seeds = range(how.seed + start, how.seed + start + len(part))
-        images = pipe(
-            part,
-            num_inference_steps=steps,
-            guidance_scale=how.guidance,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            max_sequence_length=MAX_TOKENS,
-            output_type="pt",
-        ).images
-        pictures.append(images.float().cpu())
-    return torch.cat(pictures)
 
 
 @dataclass(frozen=True)
@@ -172,8 +141,7 @@ def evaluate(
     Raises:
         OutputError: If rows cannot be kept in the folder.
     """
-    asked_scenes = [caption.asked for caption in held_out_captions(asked.n_prompts)]
-    return judge_pictures(_sample(pipe, asked, asked.steps, on_pictures), asked_scenes)
+    return judge_pictures(*_sample(pipe, asked, asked.steps, on_pictures))
 
 
 def check_against(steps: int, other: int) -> None:
@@ -209,9 +177,8 @@ def evaluate_against(
         OutputError: If rows cannot be kept in the folder.
     """
     check_against(steps, asked.steps)
-    scenes = [caption.asked for caption in held_out_captions(asked.n_prompts)]
-    images = _sample(pipe, asked, asked.steps, on_pictures)
-    others = _sample(pipe, asked, steps, lambda done: on_pictures(asked.n_prompts + done))
+    images, scenes = _sample(pipe, asked, asked.steps, on_pictures)
+    others, _ = _sample(pipe, asked, steps, lambda done: on_pictures(asked.n_prompts + done))
     verdicts, other = judge_verdicts(images, scenes), judge_verdicts(others, scenes)
     counts, other_counts = count_verdicts(verdicts), count_verdicts(other)
     fractions = tally(verdicts)
@@ -227,9 +194,10 @@ def evaluate_against(
 
 def _sample(
     pipe: FluxPipeline, asked: Evaluation, steps: int, on_pictures: Callable[[int], None]
-) -> Tensor:
-    """Pictures in so many plain steps, float32 [b, 3, h, w] in [0, 1]."""
+) -> tuple[Tensor, list[AskedScene]]:
+    """Pictures in so many plain steps, float32 [b, 3, h, w] in [0, 1], and what was asked."""
     make_directory("evaluate(pipe, asked)", asked.folder, "--rows")
-    prompts = [caption.text for caption in held_out_captions(asked.n_prompts)]
+    captions = held_out_captions(asked.n_prompts)
+    prompts = [caption.text for caption in captions]
     row = measure(pipe, plain(steps), prompts, asked.how, asked.folder, on_pictures)
-    return row.images.float() / 255
+    return row.images.float() / 255, [caption.asked for caption in captions]

@@ -12,7 +12,7 @@ from typing import Any
 from fresco.recipe import load_recipe
 from fresco.reference import WeightsError, lora_path
 from fresco.reference.bench import Way
-from fresco.reference.rows import BASELINE
+from fresco.reference.rows import BASELINE, content_of
 
 RECIPES = ("reference_10x", "reference_22x")
 DISTILLED_STEPS = (8, 4, 2, 1)
@@ -67,7 +67,7 @@ def find_lora(asked: Path | None) -> tuple[Lora | None, str]:
 
 def recipe_way(name: str, lora: Lora | None) -> Way | None:
     """A shipped recipe with the LoRA at hand; None if it needs one and there is none."""
-    content = load_recipe(name).model_dump(mode="json", by_alias=True, exclude_unset=True)
+    content = content_of(load_recipe(name))
     stack = [dict(entry) for entry in content.pop("stack", ())]
     for entry in stack:
         if entry["kind"] == "lora":

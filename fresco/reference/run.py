@@ -8,8 +8,8 @@ import torch
 
 from fresco.comparison import save_sheet
 from fresco.reference import assemble, parallel, train
+from fresco.reference.bench import How, sample
 from fresco.reference.dataset import held_out_captions
-from fresco.reference.evaluate import sample_pictures
 from fresco.reference.log import Log, write_log
 from fresco.reference.train import Training
 
@@ -80,5 +80,5 @@ def save_samples(training: Training) -> None:
     """Write a sheet of held-out captions as the averaged weights draw them now."""
     captions = [caption.text for caption in held_out_captions(N_SHEET)]
     pipe = assemble.build_pipeline(training.folder, training.averaged())
-    images = sample_pictures(pipe, captions, SHEET_STEPS)
+    images = sample(pipe, captions, SHEET_STEPS, How())
     save_sheet(images, captions, training.folder / f"sheet_{training.step:06}.png")

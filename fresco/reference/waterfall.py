@@ -24,6 +24,7 @@ from fresco.reference.bench import How, Measured, Way, measure
 from fresco.reference.dataset import held_out_captions
 from fresco.reference.figures import assess, figures
 from fresco.reference.provenance import provenance
+from fresco.reference.rows import content_of
 from fresco.reference.studies import CAPTION_SEED, DTYPES, Advance, StudyError
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def run_stack_table(
         stack: list[Mapping[str, Any]] = []
         for name, entry in _rows(recipe):
             tried = stack if entry is None else [*stack, entry]
-            content = _content(recipe) | {"stack": tried}
+            content = content_of(recipe) | {"stack": tried}
             try:
                 row, notes = sampled(name, content)
             except FrescoError as error:
@@ -170,10 +171,6 @@ def _rows(recipe: Recipe) -> list[tuple[str, Mapping[str, Any] | None]]:
     """Rows after the baseline; the first adds no technique but the stages, if there are any."""
     resolution = [(RESOLUTION, None)] if recipe.stages else []
     return [*resolution, *additions(recipe)]
-
-
-def _content(recipe: Recipe) -> dict[str, Any]:
-    return recipe.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
 def _has_cache(content: Mapping[str, Any]) -> bool:

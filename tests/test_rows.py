@@ -1,0 +1,98 @@
+"""The rows of the studies: what they vary, and what they cost."""
+
+import json
+import math
+
+import pytest
+
+from fresco.cost import pass_flops
+from fresco.recipe import load_recipe
+from fresco.reference import rows
+from fresco.reference.transformer import build_transformer
+from fresco.schedule import PlanRequest, make_plan
+
+
+def all_ways():
+    groups = {**rows.ablation_groups(), **rows.pareto_groups()}
+    ways = [way for group in groups.values() for way in group.ways]
+    assert len(ways) > 30
+    return {way.name: way for way in ways}, ways
+
+
+def test_a_name_stands_for_one_way_and_no_two_names_for_the_same():
+    named, ways = all_ways()
+    assert all(named[way.name] == way for way in ways)
+    contents = {json.dumps([way.recipe, way.steps], sort_keys=True) for way in ways}
+    assert len(contents) == len(named)
+
+
+def test_every_row_is_a_valid_recipe():
+    recipes = [way.recipe for way in all_ways()[0].values() if way.recipe is not None]
+    assert len(recipes) > 25
+    for recipe in recipes:
+        assert load_recipe(recipe).baseline_steps == 50
+
+
+def test_groups_vary_one_thing():
+    base = rows.ablation_groups()["lift"].ways[0].recipe["stages"]
+    changed = {
+        "field": "lift", "lift": "lift", "score": "promote", "promotion": "promote",
+        "positions": "positions",
+    }  # fmt: skip
+    for name, key in changed.items():
+        group = rows.ablation_groups()[name]
+        assert len(group.ways) > 1
+        for way in group.ways[1:]:
+            first, mixed, last = way.recipe["stages"]
+            assert (first, last) == (base[0], base[2])
+            assert {k for k in mixed | base[1] if mixed.get(k) != base[1].get(k)} == {key}
+    for way in rows.ablation_groups()["score"].ways:
+        assert way.recipe["stages"][1]["promote"]["budget"] == 0.4
+
+
+@pytest.fixture(scope="module")
+def transformer():
+    return build_transformer()
+
+
+def flops(transformer, stages):
+    """In full steps, of 1024 fine tokens; a mixed stage has the budget's share of the cells."""
+    tokens = {4: 64, 2: 256, 1: 1024, "mixed": int(256 * (1 + 3 * rows.BUDGET))}
+    full = pass_flops(transformer, 1024, 40)
+    return sum(s["steps"] * pass_flops(transformer, tokens[s["cell"]], 40) / full for s in stages)
+
+
+def test_one_and_two_coarse_levels_cost_the_same(transformer):
+    base, two = rows.ablation_groups()["levels"].ways
+    assert flops(transformer, two.recipe["stages"]) == pytest.approx(
+        flops(transformer, base.recipe["stages"]), rel=0.02
+    )
+
+
+def test_fresco_is_the_recipes_that_ship_and_rivals_those_that_name_a_paper():
+    groups = rows.pareto_groups()
+    rivals = {"bottleneck", "jit", "mrflow", "ralu", "spectral"}
+    assert set(groups) == {"fresco", "fewer steps", *rivals}
+    assert [way.name for way in groups["ralu"].ways] == [f"ralu {x}x" for x in rows.SPEEDUPS]
+    assert [way.steps for way in groups["ralu"].ways] == [150, 100, 60, 43, 30]  # 50 at 6x
+    stages = [way.recipe["stages"][-1]["steps"] for way in groups["fresco"].ways]
+    names = ("quality", "quality", "5x", "balanced", "10x")
+    assert stages == [load_recipe(f"reference_{name}").stages[-1].steps for name in names]
+
+
+@pytest.mark.parametrize(
+    ("method", "within"),
+    [("fresco", 0.05), *((n, 0.25) for n in ("bottleneck", "jit", "mrflow", "ralu", "spectral"))],
+)
+def test_methods_cost_about_what_their_rows_are_named_for(transformer, method, within):
+    for speedup, way in zip(rows.SPEEDUPS, rows.pareto_groups()[method].ways, strict=True):
+        request = PlanRequest(way.steps, 32, 32, lambda _n_tokens: 2.5)
+        plan = make_plan(load_recipe(way.recipe), request)
+        cost = sum(pass_flops(transformer, step.n_tokens, 40) for step in plan.steps)
+        assert 50 * pass_flops(transformer, 1024, 40) / cost == pytest.approx(speedup, rel=within)
+
+
+def test_fewer_steps_are_rounded_half_up():
+    assert [w.steps for w in rows.pareto_groups()["fewer steps"].ways] == [
+        math.floor(50 / x + 0.5) for x in rows.SPEEDUPS
+    ]
