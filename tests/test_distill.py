@@ -45,12 +45,16 @@ def teacher():
 
 @pytest.fixture
 def short(monkeypatch):
-    """Every set has one trajectory of few steps, but all code runs."""
-    monkeypatch.setattr(drawn, "PER_SHARD", {"256": 1, "lifted": 1, "128": 1, "64": 2})
-    monkeypatch.setattr(drawn, "TEACHER_STEPS", 4)
-    monkeypatch.setattr(drawn, "COARSE_STEPS", 2)
-    monkeypatch.setattr(drawn, "FINE_STEPS", 2)
-    monkeypatch.setattr(distill, "BATCH", {"256": 1, "lifted": 1, "128": 2, "64": 4})
+    """A shard has one trajectory of few steps, but all code runs."""
+    shorten(monkeypatch)
+
+
+def shorten(patch):
+    patch.setattr(drawn, "PER_SHARD", 1)
+    patch.setattr(drawn, "TEACHER_STEPS", 4)
+    patch.setattr(drawn, "LIFTED_STEPS", 2)
+    patch.setattr(drawn, "BORDERS", {"fine": (0, 1, 4), "coarse": (0, 1, 3)})
+    patch.setattr(distill, "BATCH", {"fine": 1, "coarse": 1, "lifted": 1})
 
 
 def solve(pipe, start, sigmas, caption):
@@ -72,33 +76,68 @@ def shifted(n_steps, shift):
     return [shift * t / (1 + (shift - 1) * t) for t in even]
 
 
+def unpacked(tokens):
+    """[n, 16] as [4, rows, columns]: a token is (channel, row, column) of 2 x 2 pixels."""
+    side = round(len(tokens) ** 0.5)
+    cut = tokens.view(side, side, 4, 2, 2)
+    return torch.einsum("yxcij->cyixj", cut).reshape(4, 2 * side, 2 * side)
+
+
 def test_segments_are_where_the_teacher_goes(teacher, short):
     pipe = load(teacher)
     shard = drawn.draw_shard(pipe, 31, 0)
-    assert list(shard) == ["256", "lifted", "128", "64"]
-    whole, sigmas = shard["256"], shifted(4, 2.5)
-    assert whole.start_sigma.tolist() == pytest.approx([1, sigmas[2]])
-    assert whole.end_sigma.tolist() == pytest.approx([sigmas[2], 0])
-    assert torch.equal(whole.start[1], whole.end[0])
-    for i, levels in enumerate((sigmas[:3], sigmas[2:])):
-        end = solve(pipe, whole.start[i : i + 1], levels, whole.captions[i])
-        assert torch.allclose(end[0], whole.end[i].float(), atol=5e-3)
-        assert not torch.allclose(whole.start[i].float(), whole.end[i].float(), atol=5e-2)
-    lifted = shard["lifted"]
-    low, high = drawn.LIFTED_SIGMA
-    assert low <= lifted.start_sigma.item() <= high
+    assert list(shard) == ["fine", "coarse", "lifted"]
+    fine, sigmas = shard["fine"], shifted(4, 2.5)
+    assert fine.start_sigma.tolist() == pytest.approx([1, sigmas[1]])
+    assert fine.end_sigma.tolist() == pytest.approx([sigmas[1], 0])
+    assert torch.equal(fine.start[1], fine.end[0])
+    for i, levels in enumerate((sigmas[:2], sigmas[1:])):
+        end = solve(pipe, fine.start[i : i + 1], levels, fine.captions[i])
+        assert torch.allclose(end[0], fine.end[i].float(), atol=5e-3)
+        assert not torch.allclose(fine.start[i].float(), fine.end[i].float(), atol=5e-2)
+
+
+def test_coarse_segments_are_cells_averages_at_the_fine_noise_level(teacher, short):
+    pipe = load(teacher)
+    shard = drawn.draw_shard(pipe, 31, 0)
+    fine, coarse, sigmas = shard["fine"], shard["coarse"], shifted(4, 2.5)
+    assert coarse.start_sigma.tolist() == pytest.approx([1, sigmas[1]])
+    assert coarse.end_sigma.tolist() == pytest.approx([sigmas[1], sigmas[3]])
+    assert torch.equal(coarse.start[1], coarse.end[0])
+    eps, at_border = (unpacked(fine.start[i].float()) for i in (0, 1))
+    at_end = unpacked(solve(pipe, fine.start[1:], sigmas[1:4], fine.captions[1])[0])
+    pool = torch.nn.AvgPool2d(2)
+    seen = (eps, 1.0, coarse.start[0]), (at_border, sigmas[1], coarse.start[1])
+    for latents, sigma, tokens in (*seen, (at_end, sigmas[3], coarse.end[1])):
+        view = pool(latents - sigma * eps) + sigma * 2 * pool(eps)
+        assert torch.allclose(unpacked(tokens.float()), view, atol=1e-2)
+
+
+def test_lifted_segments_begin_at_a_coarse_view_with_the_fields_noise(teacher, short):
+    pipe = load(teacher)
+    shard = drawn.draw_shard(pipe, 31, 0)
+    lifted, last = shard["lifted"], shifted(4, 2.5)[3]
     t = lifted.start_sigma.item()
+    low, high = drawn.LIFTED_SIGMA
+    assert low <= t <= high
+    eps = unpacked(shard["fine"].start[0].float())
+    view = unpacked(shard["coarse"].end[1].float())
+    clean = view - last * 2 * torch.nn.functional.avg_pool2d(eps, 2)  # (1 - last) of it
+    spread = clean.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    start = (1 - t) / (1 - last) * spread + t * eps
+    assert torch.allclose(unpacked(lifted.start[0].float()), start, atol=2e-2)
     even = t / (2.5 - 1.5 * t)  # the time that the shift takes to this sigma
     half = 2.5 * even / 2 / (1 + 1.5 * even / 2)
     end = solve(pipe, lifted.start, [t, half, 0.0], lifted.captions[0])
     assert torch.allclose(end, lifted.end.float(), atol=5e-3)
 
 
-def test_every_shard_has_captions_and_noise_of_its_own_and_always_the_same(teacher, monkeypatch):
-    monkeypatch.setattr(drawn, "PER_SHARD", {"64": 2})
-    monkeypatch.setattr(drawn, "TEACHER_STEPS", 2)
+def test_every_shard_has_captions_and_noise_of_its_own_and_always_the_same(
+    teacher, short, monkeypatch
+):
+    monkeypatch.setattr(drawn, "PER_SHARD", 2)
     pipe = load(teacher)
-    first, again, other = (drawn.draw_shard(pipe, 31, i)["64"] for i in (0, 0, 1))
+    first, again, other = (drawn.draw_shard(pipe, 31, i)["fine"] for i in (0, 0, 1))
     assert torch.equal(first.start, again.start)
     assert first.captions == again.captions
     assert first.captions != other.captions
@@ -199,9 +238,8 @@ class Clock:
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(
     teacher, short, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(distill, "ODDS", {"64": 0.5, "128": 0.5})
+    monkeypatch.setattr(distill, "ODDS", {"coarse": 0.5, "lifted": 0.5})
     monkeypatch.setattr(distill, "CHECKPOINT_S", 2.0)
-    monkeypatch.setattr(drawn, "PER_SHARD", {"128": 1, "64": 2})
     monkeypatch.setattr(time, "perf_counter", Clock())
     for name in ("whole", "broken"):
         (tmp_path / name).mkdir()
@@ -229,10 +267,7 @@ def made(teacher, tmp_path_factory):
     """A distillation from beginning to end; returns its LoRA's folder and what was logged."""
     folder, logged = tmp_path_factory.mktemp("distilled"), []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drawn, "PER_SHARD", {"256": 1, "lifted": 1, "128": 1, "64": 2})
-        for name in ("TEACHER_STEPS", "COARSE_STEPS", "FINE_STEPS"):
-            patch.setattr(drawn, name, 2)
-        patch.setattr(distill, "BATCH", {"256": 1, "lifted": 1, "128": 2, "64": 4})
+        shorten(patch)
         out = run(folder, 0.001, logged.append, CPU, teacher)
     return out, logged
 
@@ -248,9 +283,7 @@ def test_a_distillation_ends_with_a_small_file_and_its_provenance(made):
     assert keys | {"versions", "date", "rank"} <= set(facts)
     assert facts["steps"] == logged[-1]["step"] > 0
     assert facts["rank"] <= 32
-    n = facts["trajectories"]["256"]  # as many as this machine draws in the time
-    assert n >= 1
-    assert facts["trajectories"] == {"256": n, "lifted": n, "128": n, "64": 2 * n}
+    assert facts["trajectories"] >= 1  # as many as this machine draws in the time
     assert facts["losses"]
     assert str(out.parent) not in (out / "provenance.json").read_text()
     lines = (out.parent / "log.jsonl").read_text().splitlines()
@@ -348,8 +381,9 @@ import torch
 
 from fresco.reference import distill, distill_run, trajectories
 
-trajectories.PER_SHARD, trajectories.TEACHER_STEPS = {"64": 1}, 2
-distill.ODDS, distill.BATCH = {"64": 1.0}, {"64": 2}
+trajectories.PER_SHARD, trajectories.TEACHER_STEPS, trajectories.LIFTED_STEPS = 1, 3, 1
+trajectories.BORDERS = {"fine": (0, 3), "coarse": (0, 2)}
+distill.ODDS, distill.BATCH = {"coarse": 1.0}, {"coarse": 2}
 folder = Path(sys.argv[1])
 distill_run.distill(folder, 0.001, lambda _: None, torch.device("cpu"))
 """

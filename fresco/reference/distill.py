@@ -5,8 +5,9 @@ is cut into windows; in each, latents on the straight line between the teacher's
 borders are the student's inputs, and the line's slope is its target, so that one Euler step
 crosses a window. Deviates: windows start from the teacher's own trajectories, not from noised
 data, so that no pictures are needed and the student's pictures are those of the same noise;
-a share of the inputs lies at the border that few steps start from; the ends of staged runs are
-windows too; the guidance scale is always the default one.
+a share of the inputs lies at the border that few steps start from; coarse steps learn the
+trajectories of the full grid, as they would see them, and the ends of staged runs are windows
+too; the guidance scale is always the default one.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from fresco.reference import GUIDANCE_SCALE, MAX_TOKENS, parallel
 from fresco.reference.precision import compute_dtype
-from fresco.reference.trajectories import LIFTED, Segments, read_shards
+from fresco.reference.trajectories import COARSE, FINE, LIFTED, Segments, read_shards
 from fresco.reference.transformer import Tokens, velocity
 
 if TYPE_CHECKING:
@@ -36,9 +37,9 @@ TARGETS = (  # attention and feed-forward projections of the blocks, as a patter
     r"(single_)?transformer_blocks\.\d+\.(attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
     r"|ff(_context)?\.net\.(0\.proj|2)|proj_mlp|proj_out)"
 )
-BATCH = {"256": 8, LIFTED: 8, "128": 24, "64": 48}  # segments per step, all processes together
-ODDS = {"256": 0.45, LIFTED: 0.25, "128": 0.2, "64": 0.1}
-BORDER_SHARE = 0.3  # of the inputs that lie where a window starts
+BATCH = {FINE: 8, COARSE: 32, LIFTED: 8}  # segments per step, all processes together: equal time
+ODDS = {FINE: 0.5, COARSE: 0.3, LIFTED: 0.2}
+BORDER_SHARE = 0.5  # of the inputs that lie where a window starts
 RATE, WARM_UP = 1e-3, 20  # of AdamW; steps
 EMA_DECAY = 0.98
 CHECKPOINT_S = 120.0
@@ -224,7 +225,7 @@ def train_lora(
 
 
 def _draw_set(rng: np.random.Generator) -> str:
-    """Which trajectories the next step learns from, the same in every process."""
+    """Which set of segments the next step learns from, the same in every process."""
     return str(rng.choice(list(ODDS), p=list(ODDS.values())))
 
 

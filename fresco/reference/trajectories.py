@@ -1,8 +1,9 @@
 """What a distillation learns from: where the teacher takes noise in many steps.
 
-The teacher is sampled by its own pipeline. Of every trajectory the latents at the borders of
-its windows are kept, equal numbers of steps apart. Beside whole trajectories at three sizes
-there are lifted ones, the end of a staged run: coarse steps, a lift, then the full grid.
+The teacher is sampled by its own pipeline, and the latents of a trajectory are kept at a few
+noise levels. Three sets of segments come of it: the full grid's; those that coarse steps would
+see of the same trajectory, so that coarse steps learn to go where the full grid goes; and the
+ends of staged runs: a coarse view is lifted, and the teacher takes it from there.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,21 +19,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fresco.api import Accelerated, accelerate
+from fresco.layout import TokenLayout
+from fresco.lift import Lift, lift_latents
+from fresco.noise import NoiseField
+from fresco.ports import find_adapter
 from fresco.reference import GUIDANCE_SCALE, MAX_TOKENS
 from fresco.reference.dataset import caption_of
 from fresco.reference.scenes import sample_scene
 from fresco.reference.transformer import pack
+from fresco.transfer import join_patches, prolong, restrict
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
-LIFTED = "lifted"
-PER_SHARD = {"256": 8, LIFTED: 8, "128": 16, "64": 32}  # trajectories, by set
-TEACHER_STEPS = 16  # of a whole trajectory
-COARSE_STEPS, FINE_STEPS = 8, 10  # of a lifted one
-WINDOWS = 2  # of a whole trajectory; a lifted one has the last only
-LIFTED_SIGMA = (0.55, 0.714)  # where it starts; the last window at 256 px begins at 0.714
+SIZE_PX, PATCH_PX = 256, 2
+FINE, COARSE, LIFTED = "fine", "coarse", "lifted"  # sets of segments
+PER_SHARD = 8  # trajectories
+TEACHER_STEPS, LIFTED_STEPS = 16, 8  # of a whole trajectory, of a lifted one
+BORDERS = {
+    FINE: (0, 4, 8, 16),
+    COARSE: (0, 4, 8, 12),
+}  # steps: sigma 1, 0.882, 0.714, then 0 or 0.455
+LIFTED_SIGMA = (0.55, 0.714)  # where a lifted trajectory starts
 
 
 @dataclass(frozen=True)
@@ -70,18 +77,26 @@ def draw_shard(pipe: FluxPipeline, seed: int, index: int) -> dict[str, Segments]
         index: Number of the shard.
 
     Returns:
-        Segments by set: a picture size in px, or `lifted`.
+        Segments by set.
     """
-    shard = {}
-    for number, (name, n) in enumerate(PER_SHARD.items()):
-        rng = np.random.default_rng((seed, index, number))
-        captions = [caption_of(sample_scene(rng), rng, held_out=False).text for _ in range(n)]
-        noise = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        if name == LIFTED:
-            shard[name] = _lifted(pipe, captions, noise, float(rng.uniform(*LIFTED_SIGMA)))
-        else:
-            shard[name] = _whole(pipe, captions, noise, int(name))
-    return shard
+    rng = np.random.default_rng((seed, index))
+    scenes = [sample_scene(rng) for _ in range(PER_SHARD)]
+    captions = [caption_of(scene, rng, held_out=False).text for scene in scenes]
+    noise = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    side_px = SIZE_PX // pipe.vae_scale_factor
+    start = pack(torch.randn(PER_SHARD, 4, side_px, side_px, generator=noise))
+    states = _sample(pipe, captions, start, 1.0, TEACHER_STEPS)
+    sigmas = pipe.scheduler.sigmas.tolist()
+    seen = _Coarse(start)
+    views = {step: seen.view(states[step], sigmas[step]) for step in BORDERS[COARSE]}
+    end, to_sigma = BORDERS[COARSE][-1], float(rng.uniform(*LIFTED_SIGMA))
+    lifted = seen.lift(views[end], sigmas[end], to_sigma)
+    ends = _sample(pipe, captions, lifted, to_sigma, LIFTED_STEPS)
+    return {
+        FINE: _windows(dict(enumerate(states)), sigmas, BORDERS[FINE], captions),
+        COARSE: _windows(views, sigmas, BORDERS[COARSE], captions),
+        LIFTED: _windows({0: lifted, 1: ends[-1]}, (to_sigma, 0.0), (0, 1), captions),
+    }
 
 
 def write_shards(
@@ -129,76 +144,75 @@ def read_shards(folder: Path) -> dict[str, Segments]:
     return {name: _join([Segments(**shard[name]) for shard in shards]) for name in shards[0]}
 
 
-def _whole(
-    pipe: FluxPipeline, captions: list[str], draw: torch.Generator, size_px: int
-) -> Segments:
-    states = _sample(pipe, captions, draw, size_px, TEACHER_STEPS)
-    sigmas = pipe.scheduler.sigmas.tolist()
-    borders = range(0, TEACHER_STEPS + 1, TEACHER_STEPS // WINDOWS)
-    pairs = itertools.pairwise(borders)
-    return _join([_segments(states, sigmas, *pair, captions) for pair in pairs])
+class _Coarse:
+    """Packed latents of one batch, as coarse steps see them.
 
+    Args:
+        start: Packed noise of the trajectories, [b, n, 16].
+    """
 
-def _lifted(
-    pipe: FluxPipeline, captions: list[str], draw: torch.Generator, sigma: float
-) -> Segments:
-    recipe = {
-        "schema": 1,
-        "model": "FluxTransformer2DModel",
-        "stages": [
-            {"cell": 2, "steps": COARSE_STEPS, "until_sigma": 0.5},
-            {"cell": 1, "steps": FINE_STEPS, "lift": {"form": "latent", "to_sigma": sigma}},
-        ],
-    }
-    states = _sample(pipe, captions, draw, 256, COARSE_STEPS + FINE_STEPS, recipe)
-    levels = {COARSE_STEPS: sigma, COARSE_STEPS + FINE_STEPS: 0.0}
-    return _segments(states, levels, COARSE_STEPS, COARSE_STEPS + FINE_STEPS, captions)
+    def __init__(self, start: Tensor) -> None:
+        self.rows = round(start.shape[1] ** 0.5)
+        self.fine, self.coarse = (
+            TokenLayout.whole(self.rows, self.rows, side, PATCH_PX) for side in (1, 2)
+        )
+        self.field = NoiseField(self._unpack(start), PATCH_PX)
+
+    def view(self, latents: Tensor, sigma: float) -> Tensor:
+        """Tokens of coarse cells, [b, n / 4, 16], for packed latents at `sigma`."""
+        return restrict(self._unpack(latents), self.field, sigma, self.coarse).flatten(2)
+
+    def lift(self, view: Tensor, sigma: float, to_sigma: float) -> Tensor:
+        """Packed latents [b, n, 16] at `to_sigma`, where the full grid goes on from a view."""
+        grid = prolong(self._patches(view), self.field, sigma, self.coarse)
+        lift = Lift("latent", sigma, sigma, to_sigma)
+        lifted = lift_latents(grid, torch.zeros_like(grid), self.field, lift, self.coarse)
+        return pack(lifted)
+
+    def _unpack(self, packed: Tensor) -> Tensor:
+        return join_patches(self._patches(packed.float()), self.rows)
+
+    def _patches(self, packed: Tensor) -> Tensor:
+        return packed.unflatten(2, (-1, PATCH_PX, PATCH_PX))
 
 
 def _sample(
-    pipe: FluxPipeline,
-    captions: list[str],
-    draw: torch.Generator,
-    size_px: int,
-    n_steps: int,
-    recipe: Mapping[str, Any] | None = None,
+    pipe: FluxPipeline, captions: list[str], start: Tensor, sigma: float, n_steps: int
 ) -> list[Tensor]:
-    """Packed latents [b, n, 16] before every step, and after the last."""
-    side_px = size_px // pipe.vae_scale_factor
-    noise = torch.randn(len(captions), 4, side_px, side_px, generator=draw)
-    states = [pack(noise)]
+    """Packed latents [b, n, 16] before every step from `sigma` to 0, and after the last."""
+    states = [start]
 
     def keep(_pipe: object, _step: int, _time: object, tensors: dict[str, Tensor]) -> Any:
         states.append(tensors["latents"].cpu())
         return tensors
 
-    with _accelerated(pipe, recipe):
-        pipe(
-            captions,
-            height=size_px,
-            width=size_px,
-            num_inference_steps=n_steps,
-            guidance_scale=GUIDANCE_SCALE,
-            latents=states[0].to(pipe.device),
-            max_sequence_length=MAX_TOKENS,
-            output_type="latent",
-            callback_on_step_end=keep,
-        )
+    shift = find_adapter(pipe.transformer).shift(pipe.scheduler, start.shape[1], n_steps)
+    even = sigma / (shift - (shift - 1) * sigma)  # the scheduler shifts it to sigma
+    pipe(
+        captions,
+        height=SIZE_PX,
+        width=SIZE_PX,
+        sigmas=[even * (1 - step / n_steps) for step in range(n_steps)],
+        num_inference_steps=n_steps,
+        guidance_scale=GUIDANCE_SCALE,
+        latents=start.to(pipe.device),
+        max_sequence_length=MAX_TOKENS,
+        output_type="latent",
+        callback_on_step_end=keep,
+    )
     return states
 
 
-def _accelerated(
-    pipe: FluxPipeline, recipe: Mapping[str, Any] | None
-) -> AbstractContextManager[Accelerated | None]:
-    return nullcontext() if recipe is None else accelerate(pipe, recipe)
-
-
-def _segments(
-    states: Sequence[Tensor], sigmas: Any, start: int, end: int, captions: list[str]
-) -> Segments:
-    """Trajectories between two of their steps."""
-    high, low = (torch.full((len(captions),), sigmas[step]) for step in (start, end))
-    return Segments(states[start].half(), states[end].half(), high, low, captions)
+def _windows(
+    states: Mapping[int, Tensor], sigmas: Sequence[float], borders: Sequence[int],
+    captions: list[str],
+) -> Segments:  # fmt: skip
+    """Segments between neighbouring borders; states and sigmas are by step."""
+    parts = []
+    for start, end in itertools.pairwise(borders):
+        high, low = (torch.full((len(captions),), sigmas[step]) for step in (start, end))
+        parts.append(Segments(states[start].half(), states[end].half(), high, low, captions))
+    return _join(parts)
 
 
 def _join(parts: Sequence[Segments]) -> Segments:
