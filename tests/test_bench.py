@@ -5,7 +5,7 @@ import torch
 
 from fresco.cost import pass_flops
 from fresco.reference import bench, rows
-from fresco.reference.bench import How, Way, batch_key, measure, weights_digest
+from fresco.reference.bench import How, StaleError, Way, batch_key, measure, weights_digest
 from tests.conftest import FRESCO_5
 
 PROMPTS = ["a red circle", "a blue square", "a small circle", "a large square", "a circle"]
@@ -54,6 +54,36 @@ def test_a_row_that_is_done_is_not_sampled_again(tiny_flux_pipe, tmp_path, calls
     assert calls == []
     assert torch.equal(again.images, first.images)
     assert dataclasses.replace(again, images=first.images) == first
+
+
+def test_a_row_of_another_process_is_timed_anew(tiny_flux_pipe, tmp_path, calls, monkeypatch):
+    first = measure(tiny_flux_pipe, PLAIN, PROMPTS, HOW, tmp_path)
+    monkeypatch.setattr(bench, "PROCESS", "another")
+    calls.clear()
+    untimed = measure(tiny_flux_pipe, PLAIN, PROMPTS, HOW, tmp_path, timed=False)
+    assert calls == []
+    assert torch.equal(untimed.images, first.images)
+    assert untimed.loop_s == untimed.call_s == ()
+    for _ in range(2):  # once for the process
+        timed = measure(tiny_flux_pipe, PLAIN, PROMPTS, HOW, tmp_path)
+        assert calls == [(0, 2, 2), (0, 2, 2)]  # the first warms up
+        assert torch.equal(timed.images, first.images)
+        assert len(timed.loop_s) == len(timed.call_s) == 2
+        assert set(timed.loop_s).isdisjoint(first.loop_s)
+
+
+def test_kept_pictures_of_other_code_are_noticed(tiny_flux_pipe, tmp_path, monkeypatch):
+    measure(tiny_flux_pipe, PLAIN, PROMPTS[:2], HOW, tmp_path)
+    monkeypatch.setattr(bench, "PROCESS", "another")
+    sample = bench._sample
+
+    def changed(*given):
+        images, *seconds = sample(*given)
+        return 255 - images, *seconds
+
+    monkeypatch.setattr(bench, "_sample", changed)
+    with pytest.raises(StaleError, match=r"kept pictures as .* an empty folder"):
+        measure(tiny_flux_pipe, PLAIN, PROMPTS[:2], HOW, tmp_path)
 
 
 def test_more_captions_or_fewer_share_their_batches(tiny_flux_pipe, tmp_path, calls):

@@ -3,7 +3,8 @@
 All rows of a comparison have the same captions, noise, batch and data type. A batch is kept in a
 file of its own, so that comparisons of more captions or fewer share what they have in common.
 The file's name depends on everything that the caller chooses and on the weights, but not on
-fresco's code: after a change of how fresco samples, start in another folder.
+fresco's code. Seconds are those of one process: of a row that an earlier one sampled the first
+batch is sampled again, which times it beside the others and shows whether it is still the same.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from fresco.api import Accelerated, accelerate
-from fresco.errors import FrescoWarning
+from fresco.errors import FrescoError, FrescoWarning
 from fresco.recipe import load_recipe
 from fresco.reference import GUIDANCE_SCALE, MAX_TOKENS
 from fresco.timing import LoopTimer
@@ -31,6 +33,12 @@ if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
 WARM_UP_STEPS = 2
+PROCESS = uuid.uuid4().hex  # whose seconds are comparable
+SAME = 2.0  # mean difference of pictures, in 1/255, that other hardware may make
+
+
+class StaleError(FrescoError, RuntimeError):
+    """Kept pictures that this version of fresco would not draw."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +77,11 @@ class Measured:
 
     Args:
         images: Uint8 [b, 3, h, w].
-        loop_s: Seconds of the denoising loop, those of a batch divided by its pictures.
+        loop_s: Seconds of the denoising loop, those of a batch divided by its pictures; of the
+            pictures that this process sampled.
         full_steps: FLOPs, in steps on the full grid.
         n_steps: Solver steps that were taken.
-        call_s: Seconds of the whole call, text encoders and decoder included.
+        call_s: Seconds of the whole call, text encoders and decoder included; of the same.
     """
 
     images: Tensor
@@ -149,6 +158,8 @@ def measure(
     how: How,
     folder: Path,
     on_pictures: Callable[[int], None] = lambda _: None,
+    *,
+    timed: bool = True,
 ) -> Measured:
     """Sample one picture per prompt, but those that the folder has.
 
@@ -159,16 +170,20 @@ def measure(
         how: Seed, batch, guidance.
         folder: Where batches are kept, `<key>.pt` each; it is there.
         on_pictures: Called with the number of pictures done, at first and after every batch.
+        timed: Whether a row of an earlier process is to have seconds.
 
     Returns:
         The row.
 
     Raises:
         RecipeError: If the recipe has problems.
+        StaleError: If a kept batch that is sampled again comes out differently.
     """
     batches = _batches(way, prompts, how, weights_digest(pipe), folder)
     made = {batch: row for batch in batches if (row := _load(batch.path))}
     missing = [batch for batch in batches if batch not in made]
+    if timed and not missing and not any(row.loop_s for row in made.values()):
+        missing = batches[:1]
     on_pictures(_n_pictures(made))
     with _accelerated(pipe, way.recipe if missing else None) as handle:
         if missing:
@@ -177,6 +192,7 @@ def measure(
                 _sample(pipe, batches[0].prompts, batches[0].how, _warm_up_steps(way))
         for batch in missing:
             images, *seconds = _sample(pipe, batch.prompts, batch.how, way.steps)
+            _check_same(images, made.get(batch), batch.path)
             n = len(batch.prompts)
             loop_s, call_s = ((each / n,) * n for each in seconds)
             full_steps = (_full_steps(handle, way),) * n
@@ -213,7 +229,21 @@ def _accelerated(
 
 
 def _n_pictures(made: Mapping[_Batch, Measured]) -> int:
-    return sum(len(row.loop_s) for row in made.values())
+    return sum(len(row.images) for row in made.values())
+
+
+def _check_same(images: Tensor, kept: Measured | None, path: Path) -> None:
+    """Refuse a folder whose pictures are of other code."""
+    if kept is None:
+        return
+    off = (images.float() - kept.images.float()).abs().mean().item()
+    if off > SAME:
+        raise StaleError(
+            "measure(pipe, way, prompts, how, folder)",
+            "kept pictures as they are drawn now",
+            f"{path.name}, {off:.1f}/255 off on average",
+            "They are of another version; name an empty folder.",
+        )
 
 
 def _warm_up_steps(way: Way) -> int:
@@ -262,9 +292,15 @@ def _join(rows: Sequence[Measured]) -> Measured:
 
 
 def _save(row: Measured, path: Path) -> None:
-    torch.save(asdict(row), path.with_suffix(".tmp"))
+    torch.save(asdict(row) | {"process": PROCESS}, path.with_suffix(".tmp"))
     path.with_suffix(".tmp").rename(path)  # whole or not at all
 
 
 def _load(path: Path) -> Measured | None:
-    return Measured(**torch.load(path, weights_only=True)) if path.exists() else None
+    """A kept batch, if there is one; its seconds if they are this process's."""
+    if not path.exists():
+        return None
+    content = torch.load(path, weights_only=True)
+    if content.pop("process", None) != PROCESS:
+        content |= {"loop_s": (), "call_s": ()}
+    return Measured(**content)

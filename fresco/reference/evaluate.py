@@ -199,5 +199,5 @@ def _sample(
     make_directory("evaluate(pipe, asked)", asked.folder, "--rows")
     captions = held_out_captions(asked.n_prompts)
     prompts = [caption.text for caption in captions]
-    row = measure(pipe, plain(steps), prompts, asked.how, asked.folder, on_pictures)
+    row = measure(pipe, plain(steps), prompts, asked.how, asked.folder, on_pictures, timed=False)
     return row.images.float() / 255, [caption.asked for caption in captions]
