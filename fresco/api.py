@@ -20,7 +20,7 @@ from fresco.checks import (
 )
 from fresco.combinations import check_combination, warn_combination
 from fresco.cost import Cost, plan_cost
-from fresco.errors import AdapterError, FrescoWarning, ScheduleError
+from fresco.errors import AdapterError, FrescoWarning, RecipeError, ScheduleError
 from fresco.foreign_caches import check_uncached
 from fresco.middleware import Middleware
 from fresco.ports import AbstractModelAdapter, find_adapter
@@ -198,6 +198,9 @@ def _baseline_plan(pipe: Any, recipe: Recipe, adapter: AbstractModelAdapter) -> 
     baseline = recipe.baseline
     height, width = (baseline.height, baseline.width) if baseline else (None, None)
     rows, columns = adapter.grid(pipe, height, width)
+    for n, name, given in ((rows, "height", height), (columns, "width", width)):
+        if n < 1:
+            raise RecipeError("recipe", [f"{given} px is less than a token @ $.baseline.{name}"])
     n_steps = recipe.baseline_steps
     shift = functools.partial(adapter.shift, pipe.scheduler, n_steps=n_steps)
     levels = adapter.levels(pipe.scheduler)

@@ -14,7 +14,7 @@ def unknown(what: str, name: object, known: Iterable[str]) -> str:
         "unknown key 'stesp'; known: steps, cell. Did you mean 'steps'?"
     """
     names = list(known)
-    nearest = difflib.get_close_matches(str(name), names, n=1)
+    nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f". Did you mean {nearest[0]!r}?" if nearest else ""
     return f"unknown {what} {name!r}; known: {', '.join(names) or 'none'}{hint}"
 

@@ -162,6 +162,9 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
         if source not in known and not path.is_file():
             raise RecipeError(repr(source), [unknown("recipe", source, known) + " @ $"])
         path = known.get(source, path)
+    if not path.is_file():
+        message = "no such file; name a YAML file, or a recipe of `fresco recipes list` @ $"
+        raise RecipeError(str(source), [message])
     try:
         content = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:

@@ -298,6 +298,13 @@ def test_a_bad_call_is_refused_and_the_next_is_right(fast, asked, kind, match):
     assert draw_latents(fast.pipe).equal(right)
 
 
+def test_a_baseline_of_no_token_is_a_problem_of_the_recipe(tiny_flux_pipe):
+    recipe = {**FRESCO_5, "baseline": {"steps": 12, "height": 64, "width": 7}}
+    with pytest.raises(errors.RecipeError, match=r"7 px is less than a token @ \$.baseline.width"):
+        fresco.accelerate(tiny_flux_pipe, recipe)
+    assert not tiny_flux_pipe.transformer._forward_pre_hooks
+
+
 def test_an_exchanged_scheduler_is_noticed(fast):
     fast.pipe.scheduler = type(fast.pipe.scheduler).from_config(fast.pipe.scheduler.config)
     with pytest.raises(errors.RunError, match="the scheduler that was accelerated"):

@@ -198,16 +198,17 @@ def test_stages_are_checked(stages, expected):
 def test_all_problems_are_reported_at_once():
     found = problems(
         stagse=[],
-        stages=[{"cell": 2, "stpes": 4, "lift": {"form": "clear"}}],
+        stages=[{"cell": 2, "stpes": 4, "untill": 0.5, "lift": {"form": "clear"}}],
         stack=[{"kind": "cahce"}],
     )
-    assert len(found) == 5
+    assert len(found) == 6
     assert (
         "unknown key 'stagse'; known: schema, model, requires, rival, baseline, stages, stack, "
         "expects, validated. Did you mean 'stages'? @ $.stagse" in found
     )
     assert "Field required @ $.stages[0].steps" in found
     assert any("Did you mean 'steps'? @ $.stages[0].stpes" in problem for problem in found)
+    assert any("Did you mean 'until_sigma'? @ $.stages[0].untill" in problem for problem in found)
     assert any("'latent', 'fresh' or 'spectral'" in problem for problem in found)
     assert any(
         problem.startswith("unknown technique 'cahce'; known: cache, ")
@@ -239,7 +240,7 @@ def test_files_that_are_no_recipe_are_refused(tmp_path, text):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(RecipeError, match="cannot be read"):
+    with pytest.raises(RecipeError, match=r"no such file; .*`fresco recipes list`"):
         load_recipe(tmp_path / "none.yaml")
 
 

@@ -35,6 +35,16 @@ def test_all_weights_are_stored_in_16_bits(pipeline, folder):
     assert stored <= {torch.bfloat16, torch.float16}
 
 
+def test_loading_shows_no_bars_and_leaves_those_of_others(pipeline, capfd):
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    load(pipeline)
+    assert "%|" not in capfd.readouterr().err
+    assert of_diffusers.is_progress_bar_enabled()
+    assert of_transformers.is_progress_bar_enabled()
+
+
 def test_another_dtype_is_that_of_all_weights(pipeline):
     pipe = load(pipeline, torch.bfloat16)
     for part in (pipe.transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):

@@ -6,6 +6,8 @@ Scenes of one to three objects at 256 px, from captions of a small grammar
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,10 +55,27 @@ def load(folder: Path | str | None = None, dtype: torch.dtype | None = None) -> 
     from diffusers import FluxPipeline
 
     dtype = torch.float32 if dtype is None else dtype
-    pipe = FluxPipeline.from_pretrained(home, dtype=dtype, local_files_only=True)
+    with _no_loading_bars():
+        pipe = FluxPipeline.from_pretrained(home, dtype=dtype, local_files_only=True)
     pipe.default_sample_size = DEFAULT_SAMPLE_SIZE
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@contextmanager
+def _no_loading_bars() -> Iterator[None]:
+    """Leave out the loading bars of diffusers and transformers: it takes a second."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    shown = [each for each in (of_diffusers, of_transformers) if each.is_progress_bar_enabled()]
+    for each in shown:
+        each.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for each in shown:
+            each.enable_progress_bar()
 
 
 def lora_path() -> Path:
