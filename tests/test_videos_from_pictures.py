@@ -11,13 +11,15 @@ from torch.nn import functional
 
 import fresco
 from fresco import errors
+from fresco.layout import TokenLayout
+from fresco.ports import find_adapter
 from fresco.wraps import call_by_name
 from tests import test_families as of_all
 from tests.conftest import traces
 from tests.families import FAMILIES
 from tests.picture_families import FROM_PICTURES
 from tests.test_families import ALL_FINE, MIXED, STAGED, Watch
-from tests.test_mixed_videos import angles
+from tests.test_mixed_videos import SIDES, angles
 
 STILL = ("token_replace", "wan_ti2v")  # whose first frame keeps its tokens
 CHANNELS = tuple(name for name in FROM_PICTURES if name not in STILL)
@@ -185,6 +187,16 @@ def test_mixed_cells_behind_the_first_frame_are_at_their_centres(name):
     rotary = next(value for value in block.values() if isinstance(value, tuple))
     for got, expected in zip(rotary, (angle.cos(), angle.sin()), strict=True):
         torch.testing.assert_close(got.squeeze().float(), expected.float(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("units", "unit"), [("coarse", 4), ("anchor", 1), ("fine", 1)])
+def test_the_first_frame_is_placed_in_the_units_of_the_cells_behind_it(units, unit):
+    adapter = find_adapter(FROM_PICTURES["token_replace"].make().transformer)
+    layout = TokenLayout(SIDES, 2)
+    tokens, call = torch.zeros(1, 15, 8, 2, 2), {"hidden_states": torch.zeros(1, 4, 3, 8, 12)}
+    adapter.embed(call, tokens, layout, layout.positions(units, side=4))
+    fine = torch.tensor([[r, c] for r in range(4) for c in range(6)])
+    assert adapter._still.equal(fine / unit)
 
 
 @pytest.mark.parametrize("name", STILL)
