@@ -109,6 +109,14 @@ class AbstractModelAdapter(ABC):
     def latents_shape(self, layout: TokenLayout) -> tuple[int, ...]:
         """Shape of one image's latents as the pipeline takes them; -1 is any number (of frames)."""
 
+    def prepared(self, result: Any) -> Tensor:
+        """Take the first latents, as `unpack` reads them, out of what `prepare_latents` returned.
+
+        By default, the first or only of its results.
+        """
+        latents: Tensor = result[0] if isinstance(result, tuple) else result
+        return latents
+
     def frames(self, packed: Tensor, layout: TokenLayout) -> int:  # noqa: ARG002
         """Latent frames of pipeline latents on a layout's grid."""
         return 1

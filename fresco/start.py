@@ -120,7 +120,7 @@ class Start:
             result = original(*args, **kwargs)
         finally:
             heard, self._heard = self._heard, None
-        packed = result[0] if isinstance(result, tuple) else result
+        packed = self.adapter.prepared(result)
         first = self.adapter.unpack(packed, fine)
         eps = self._noise_in(first, heard) if is_mixture else first
         frames = self.adapter.frames(packed, fine)

@@ -24,7 +24,8 @@ class Family:
         config: Of a tiny transformer.
         asked: Embeddings and sizes of one call.
         passes: Transformer calls of a step.
-        frames: Latent frames of that call.
+        frames: Latent frames of that call, or patches of them.
+        patch_frames: Latent frames of a patch.
         scheduler: Config of the scheduler.
         scheduler_class: Class of diffusers.
         prediction: What the scheduler is given: "flow", or its `prediction_type`.
@@ -46,6 +47,7 @@ class Family:
     asked: Callable[[], dict[str, Any]]
     passes: int = 1
     frames: int = 1
+    patch_frames: int = 1
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     scheduler_class: str = "FlowMatchEulerDiscreteScheduler"
     prediction: str = "flow"

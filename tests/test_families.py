@@ -154,7 +154,7 @@ def test_coarse_steps_are_those_of_the_coarse_model(family, pipe):
             assert seen.shape[1] == step.n_tokens
             continue
         patch = accelerated._middleware.adapter.patch_px
-        assert seen[0, 0].numel() == step.n_tokens * patch**2
+        assert seen[0, 0].numel() == step.n_tokens * patch**2 * family.patch_frames
     _, noise = coefficients(family, pipe.scheduler, watch.times[0])  # the rest counts as clean
     coarse = (1 + 3 * noise) * torch.nn.functional.avg_pool2d(eps, 4)
     first = watch.seen[0][:b]
@@ -164,7 +164,8 @@ def test_coarse_steps_are_those_of_the_coarse_model(family, pipe):
         expected = torch.einsum("bcfhw->bfhwc", frames).flatten(1, 3)
     else:
         expected = cut_patches(coarse, 2).flatten(2) if is_packed else coarse
-    channels = len(coarse[0]) // family.frames  # conditions are behind them
+    n_frames = family.frames * family.patch_frames
+    channels = len(coarse[0]) // n_frames  # conditions are behind them
     got = first if is_packed else first[:, :channels].flatten(1, -3)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
     for k in (0, 2, 3):  # inside stages
@@ -231,9 +232,9 @@ def test_mixed_stages_run_or_are_refused_with_the_reason(family, pipe):
             assert family.draw(pipe).isfinite().all()
             tokens = [step.tokens / family.frames for step in accelerated.report.steps]
             assert tokens == [6, 6, 12, 12, 24, 24]
-            patch = accelerated._middleware.adapter.patch_px
+            patch = accelerated._middleware.adapter.patch_px**2 * family.patch_frames
         seen = watch.seen[:: family.passes]
-        counts = [x.shape[1] if x.ndim == 3 else x[0, 0].numel() // patch**2 for x in seen]
+        counts = [x.shape[1] if x.ndim == 3 else x[0, 0].numel() // patch for x in seen]
         assert [count / family.frames for count in counts] == [6, 6, 12, 12, 24, 24]
         del pipe.transformer.forward
         assert traces(pipe) == before

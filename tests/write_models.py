@@ -30,8 +30,10 @@ others. ControlNets work with stages on FLUX.1 and SD3 (`pytest tests/test_contr
 residuals of others are refused. Pictures as conditions work with stages, whole-grid and mixed:
 reference pictures of FLUX.1 Kontext and Qwen-Image-Edit (Plus) keep their resolution, the mask and
 picture of FLUX.1 Fill and Control are averaged without a swap of noise, and what Kontext does not
-inpaint stays
-(`pytest tests/test_conditions.py`).
+inpaint stays (`pytest tests/test_conditions.py`). So do videos from a picture: its channels are
+averaged (HunyuanVideo `latent_concat` and SkyReels, Wan 2.1, CogVideoX 1.0 and 1.5), a first frame
+that is given keeps its tokens (HunyuanVideo `token_replace`, Wan 2.2 TI2V;
+`pytest tests/test_videos_from_pictures.py`).
 """
 MAGCACHE = {**FORCED["magcache"], "ratios": (1.0, 1.0)}  # they are calibrated per model
 STACKS = {

@@ -73,12 +73,8 @@ class VideoAdapter(StripAdapter):
         conditions = call["hidden_states"][:, self.channels :]
         if conditions.shape[1]:
             latents = entered["hidden_states"]
-            grid = conditions.flatten(1, 2)
-            no_noise = NoiseField(torch.zeros_like(grid), self.patch_px)
-            averages = restrict(grid, no_noise, 0.0, layout)
-            seen = join_patches(averages, latents.shape[-2] // self.patch_px).to(latents.dtype)
-            seen = seen.unflatten(1, conditions.shape[1:3])
-            entered["hidden_states"] = torch.cat((latents, seen), dim=1)
+            seen = average(conditions, layout, latents.shape[-2] // self.patch_px)
+            entered["hidden_states"] = torch.cat((latents, seen.to(latents.dtype)), dim=1)
         return entered
 
     def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
@@ -88,6 +84,24 @@ class VideoAdapter(StripAdapter):
 
     def _after_positions(self, rope: Any, given: Any, _output: object) -> Any:
         return None if self._places is None else self.rotations(rope, given, self._places)
+
+
+def average(conditions: Tensor, layout: TokenLayout, rows: int) -> Tensor:
+    """Average channels of conditions over the cells of a layout; there is no noise in them.
+
+    Args:
+        conditions: On the full grid, [b, c, f, h, w].
+        layout: Partition of that grid.
+        rows: Rows that the cells' tokens are joined in, a divisor of their number.
+
+    Returns:
+        Averages, float32 (float64 if given), [b, c, f, H, W].
+    """
+    grid = conditions.flatten(1, 2)
+    no_noise = NoiseField(torch.zeros_like(grid), layout.patch_px)
+    averages = join_patches(restrict(grid, no_noise, 0.0, layout), rows)
+    frames: Tensor = averages.unflatten(1, conditions.shape[1:3])
+    return frames
 
 
 def rotate(
@@ -131,3 +145,19 @@ def refuse_pictures(pipe: Any) -> None:
     if given:
         got = f"{type(pipe).__name__}, with one per token ({', '.join(sorted(given))})"
         raise AdapterError(_WHERE, "one timestep per video", got, _FIX)
+
+
+def refuse_no_picture(pipe: Any, condition: str) -> None:
+    """Refuse pipelines that have no picture for a transformer that was trained with one.
+
+    Args:
+        pipe: The pipeline; what only stands for one (`fresco plan`) is let pass.
+        condition: How the transformer sees it.
+
+    Raises:
+        AdapterError: If the pipeline takes none.
+    """
+    asked = inspect.signature(type(pipe).__call__).parameters
+    if hasattr(pipe, "prepare_latents") and "image" not in asked:
+        expected, got = f"a pipeline that takes a picture ({condition})", type(pipe).__name__
+        raise AdapterError(_WHERE, expected, got, "Use the model's image-to-video pipeline.")

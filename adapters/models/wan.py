@@ -8,19 +8,21 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fresco.errors import AdapterError
+from fresco.layout import TokenLayout
 from fresco.ports import register_adapter
 
-from .video import VideoAdapter, rotate
+from .first_frame import FirstFrameAdapter
+from .video import rotate
 
 
 @register_adapter
-class WanAdapter(VideoAdapter):
-    """`WanTransformer3DModel`, one timestep per video.
+class WanAdapter(FirstFrameAdapter):
+    """`WanTransformer3DModel`, with one timestep per video or one per token.
 
     Of two (Wan 2.2), the timestep says which is called: a lift back over the boundary calls the
-    one for high noise again. A first frame comes as condition channels; coarse cells get their
-    average.
+    one for high noise again. A picture comes as condition channels, of which coarse cells get
+    the average, or (Wan 2.2 TI2V, one timestep per token) as a first frame at timestep 0, whose
+    tokens stay those of the full grid.
 
     Source:
         huggingface/diffusers@v0.42.1:src/diffusers/pipelines/wan/pipeline_wan.py (Apache-2.0).
@@ -28,16 +30,6 @@ class WanAdapter(VideoAdapter):
 
     model: ClassVar[str] = "WanTransformer3DModel"
     batched: ClassVar[tuple[str, ...]] = ("hidden_states", "timestep", "encoder_hidden_states")
-
-    def check(self, pipe: Any) -> None:
-        super().check(pipe)
-        if getattr(pipe, "config", {}).get("expand_timesteps"):
-            raise AdapterError(
-                "accelerate(pipe, recipe)",
-                "one timestep per video",
-                "one per token (expand_timesteps)",
-                "Use a recipe without stages.",
-            )
 
     def transformers(self, pipe: Any) -> tuple[Any, ...]:
         other = getattr(pipe, "transformer_2", None)
@@ -49,6 +41,31 @@ class WanAdapter(VideoAdapter):
             each = pictures.unflatten(0, (len(call["hidden_states"]), -1))
             part[name] = each[list(rows)].flatten(0, 1)
         return part
+
+    def prepared(self, result: Any) -> Tensor:
+        is_mixed = isinstance(result, tuple) and len(result) == 3  # latents, picture, mask
+        self.n_still = int(is_mixed)
+        return super().prepared(result)
+
+    def frames(self, packed: Tensor, layout: TokenLayout) -> int:
+        return super().frames(packed, layout) - self.n_still
+
+    def unpack(self, packed: Tensor, layout: TokenLayout) -> Tensor:
+        return super().unpack(packed[:, :, self.n_still :], layout)
+
+    def pack(self, carrier: Tensor) -> Tensor:
+        return self.refill(carrier)
+
+    def embed(
+        self, call: Mapping[str, Any], tokens: Tensor, layout: TokenLayout, positions: Tensor
+    ) -> dict[str, Any]:
+        entered, times = super().embed(call, tokens, layout, positions), call["timestep"]
+        if times.ndim == 2:  # one per token
+            n = entered["hidden_states"][0, 0].numel() // self.patch_px**2
+            n_still = self.n_still * layout.sides.numel()
+            moving = times[:, -1:].expand(-1, n - n_still)
+            entered["timestep"] = torch.cat((times[:, :n_still], moving), dim=1)
+        return entered
 
     def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
         undo = super().attach(transformer, units)
