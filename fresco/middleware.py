@@ -190,7 +190,7 @@ class Middleware:
         current = self._current()
         if current is None:
             nested = self._live and self._live.is_here and self._live.is_nested
-            self.listeners.before_call(self._call if nested else None)
+            self.listeners.before_call(self._call if nested else None, module)
             return None
         run, step = current
         if run.n_passes == 0:
@@ -199,7 +199,7 @@ class Middleware:
         run.n_text_tokens = self.adapter.text_tokens(call)
         self._begin_call(run, step, call)
         if step.side == 1:
-            self.listeners.before_call(self._call)
+            self.listeners.before_call(self._call, module)
             return None  # untouched: bit-identical
         group, *others = run.groups(step)
         run.is_nested = True  # images of other layouts: by calls of their own
@@ -208,7 +208,7 @@ class Middleware:
         finally:
             run.is_nested = False
         entered = enter_tokens(self.adapter, call, run, step, group)
-        self.listeners.before_call(self._call)
+        self.listeners.before_call(self._call, module)
         return (), entered
 
     def _begin_call(self, run: Run, step: Step, call: dict[str, Any]) -> None:
@@ -235,10 +235,10 @@ class Middleware:
             self._call = first
 
     def _after_forward(
-        self, _module: torch.nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any], output: Any
+        self, module: torch.nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any], output: Any
     ) -> Any:
         """Bring the prediction back to the full grid."""
-        current, is_cached = self._current(), self.listeners.after_call()
+        current, is_cached = self._current(), self.listeners.after_call(module)
         if self._live and self._live.is_here:
             self._live.n_cached += is_cached
         if current is None:

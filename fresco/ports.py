@@ -58,7 +58,8 @@ class AbstractModelAdapter(ABC):
 
     def transformers(self, pipe: Any) -> tuple[Any, ...]:
         """Transformers that the pipeline's steps are divided among, one size for all."""
-        return (pipe.transformer,)
+        other = getattr(pipe, "transformer_2", None)
+        return (pipe.transformer,) if other is None else (pipe.transformer, other)
 
     def takes_pictures(self, pipe: object) -> bool:
         """Whether staged recipes can drive this pipeline from a noisy picture (strength below 1).

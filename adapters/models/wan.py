@@ -39,10 +39,6 @@ class WanAdapter(VideoAdapter):
                 "Use a recipe without stages.",
             )
 
-    def transformers(self, pipe: Any) -> tuple[Any, ...]:
-        other = getattr(pipe, "transformer_2", None)
-        return (pipe.transformer,) if other is None else (pipe.transformer, other)
-
     def select(self, call: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
         part, name = super().select(call, rows), "encoder_hidden_states_image"
         if (pictures := call.get(name)) is not None:  # one or two (first and last) of each video
