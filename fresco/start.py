@@ -182,7 +182,8 @@ class Start:
         )
         run.plan = make_plan(self.recipe, request)
         if not run.plan.keeps_schedule:
-            self._install(run.plan)
+            for scheduler in (self.scheduler, *run.copies):
+                self._install(run.plan, scheduler)
 
     @property
     def _n_skipped(self) -> int:
@@ -217,9 +218,8 @@ class Start:
             "Use strength=1, or a recipe without stages.",
         )
 
-    def _install(self, plan: Plan) -> None:
-        """Overwrite the scheduler's sigmas: passed ones would be shifted again."""
-        scheduler = self.scheduler
+    def _install(self, plan: Plan, scheduler: Any) -> None:
+        """Overwrite a scheduler's sigmas: passed ones would be shifted again."""
         if plan.levels:
             install_timesteps(scheduler, plan)
             return

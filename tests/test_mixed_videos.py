@@ -21,7 +21,7 @@ from tests.test_image_families import record_call
 
 VIDEOS = [name for name in MIXING if FAMILIES[name].frames > 1]
 VIDEOS = [
-    name for name in VIDEOS if name not in {"ltx", "cogvideox"}
+    name for name in VIDEOS if name not in {"ltx", "ltx2", "cogvideox"}
 ]  # not of `VideoAdapter`
 SIDES = torch.tensor(
     [[2, 2, 1, 1, 2, 2], [2, 2, 1, 1, 2, 2], [1, 1, 2, 2, 1, 1], [1, 1, 2, 2, 1, 1]]
