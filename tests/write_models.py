@@ -31,8 +31,8 @@ residuals of others are refused. Pictures as conditions work with stages, whole-
 reference pictures of FLUX.1 Kontext and Qwen-Image-Edit (Plus) keep their resolution, the mask and
 picture of FLUX.1 Fill and Control are averaged without a swap of noise, and what Kontext does not
 inpaint stays
-(`pytest tests/test_conditions.py`). The sound of LTX-2 keeps its tokens and is stepped at the noise
-levels of the video (`pytest tests/test_ltx2.py`); its pipelines that start from pictures are refused.
+(`pytest tests/test_conditions.py`). The sound of LTX-2 keeps its tokens and is stepped at the
+noise levels of the video (`pytest tests/test_ltx2.py`); its pipelines for pictures are refused.
 On Wan 2.2, quantization, caches and compilation are on both transformers
 (`pytest tests/test_two_transformers.py`).
 """
