@@ -27,7 +27,8 @@ from fresco.ports import AbstractModelAdapter, find_adapter
 from fresco.recipe import Recipe, load_recipe
 from fresco.report import Report, StepRecord
 from fresco.schedule import Plan, PlanRequest, make_plan
-from fresco.stack import Stack, Summary, SummaryRow, explain_order
+from fresco.stack import Stack, explain_order
+from fresco.summary import Summary, SummaryRow
 
 _WHERE = "accelerate(pipe, recipe)"
 
@@ -170,11 +171,15 @@ def accelerate(pipe: Any, recipe: str | Path | Mapping[str, Any] | Recipe) -> Ac
         message = f"{type(pipe.transformer).__name__} has no adapter: whole-grid stages only"
         hint = "; one would add mixed layouts, costs and checks (docs/how-to/add-a-model.md)"
         warnings.warn(message + hint, FrescoWarning, stacklevel=2)
+    transformers = adapter.transformers(pipe)
+    for each in transformers:
+        check_unwrapped(each)
     check_stack(pipe, checked, adapter)
-    check_unattached(pipe)
-    check_uncached(pipe, checked)
-    doubt = check_combination(pipe, checked)
-    stack = Stack(pipe, checked.techniques)
+    check_unattached(pipe, transformers)
+    for each in transformers:
+        check_uncached(each, checked)
+    doubt = check_combination(transformers, checked)
+    stack = Stack(pipe, checked.techniques, transformers)
     plan = None
 
     def make() -> Middleware:

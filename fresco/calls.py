@@ -63,12 +63,13 @@ class Listeners:
 
     Example:
         >>> listeners = Listeners()
-        >>> listeners.before_call(None), listeners.after_call()
+        >>> listeners.before_call(None, "a transformer"), listeners.after_call("a transformer")
         (None, False)
     """
 
     def __init__(self) -> None:
         self.on_layout: list[AbstractListener] = []
+        self.of: dict[AbstractListener, object] = {}  # told of this transformer's calls only
         self.on_end: list[Callable[[], None]] = []  # called after the listeners
         self._run: Run | None = None
         self._seen: tuple[Step, Sequence[Group]] | None = None
@@ -81,14 +82,14 @@ class Listeners:
                 listener.on_layout(call)
         self._run, self._seen = run, (step, groups)
 
-    def before_call(self, call: Call | None) -> None:
+    def before_call(self, call: Call | None, transformer: object) -> None:
         """Announce a call."""
-        for listener in self.on_layout:
+        for listener in self._told_of(transformer):
             listener.before_call(call)
 
-    def after_call(self) -> bool:
+    def after_call(self, transformer: object) -> bool:
         """End a call; returns whether a part of it was not computed."""
-        n_reused = sum(listener.after_call() for listener in self.on_layout)  # all are told
+        n_reused = sum(each.after_call() for each in self._told_of(transformer))  # all are told
         if self._run:
             self._run.n_reused += n_reused
         return n_reused > 0
@@ -100,6 +101,10 @@ class Listeners:
             listener.end_run()
         for tell in self.on_end:
             tell()
+
+    def _told_of(self, transformer: object) -> list[AbstractListener]:
+        """Who listens to this transformer's calls."""
+        return [each for each in self.on_layout if self.of.get(each, transformer) is transformer]
 
 
 def _differ(before: tuple[Step, Sequence[Group]], now: tuple[Step, Sequence[Group]]) -> bool:

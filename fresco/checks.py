@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch._dynamo import OptimizedModule  # torch names it nowhere else
@@ -11,6 +12,7 @@ from fresco.middleware import Middleware
 from fresco.ports import AbstractModelAdapter
 from fresco.recipe import Recipe
 from fresco.run_checks import starts_from_picture, takes_strength
+from fresco.techniques import TransformerTechnique
 from fresco.wraps import has_wraps
 
 _WHERE = "accelerate(pipe, recipe)"
@@ -64,16 +66,16 @@ def check_mixes(adapter: AbstractModelAdapter, recipe: Recipe) -> None:
 
 
 def check_stack(pipe: Any, recipe: Recipe, adapter: AbstractModelAdapter) -> None:
-    """Refuse techniques where steps are divided among transformers: they act on one."""
+    """Refuse techniques that act on one transformer where steps are divided among several."""
     n = len(adapter.transformers(pipe))
-    if recipe.stack and n > 1:
-        kinds = ", ".join(sorted({technique.kind for technique in recipe.techniques}))
-        raise AttachError(
-            _WHERE,
-            "one transformer for the stack",
-            f"{n} in {type(pipe).__name__}, of which it would change the first ({kinds})",
-            "Leave the stack out.",
-        )
+    for technique in recipe.techniques:
+        if n > 1 and not isinstance(technique, TransformerTechnique):
+            raise AttachError(
+                _WHERE,
+                f"one transformer for {technique.kind}",
+                f"{n} in {type(pipe).__name__}: {technique.only_one}",
+                f"Leave {technique.kind} out.",
+            )
 
 
 def check_scheduler(scheduler: Any, adapter: AbstractModelAdapter) -> None:
@@ -178,16 +180,17 @@ def check_start(pipe: Any, recipe: Recipe, adapter: AbstractModelAdapter) -> Non
         raise AttachError(_WHERE, expected, got, fix)
 
 
-def check_unattached(pipe: Any) -> None:
+def check_unattached(pipe: Any, transformers: Sequence[Any]) -> None:
     """Refuse a pipeline that, or whose transformer or scheduler, is accelerated already.
 
     Args:
         pipe: A pipeline with transformer and scheduler.
+        transformers: Those that its steps are divided among.
 
     Raises:
         AttachError: If middleware is found on any of the three.
     """
-    hooks = pipe.transformer._forward_pre_hooks.values()  # torch has no public view
+    hooks = [h for each in transformers for h in each._forward_pre_hooks.values()]  # no public view
     is_hooked = any(isinstance(getattr(h, "__self__", None), Middleware) for h in hooks)
     attached = {
         "pipeline": has_wraps(pipe),

@@ -111,11 +111,11 @@ def load_matrix() -> Matrix:
     return Matrix(content["axes"], tuple(Row(**row) for row in content["rows"]))
 
 
-def check_combination(pipe: Any, recipe: Recipe) -> str | None:
-    """Look a recipe up, on a pipeline as it is offloaded now.
+def check_combination(transformers: Sequence[Any], recipe: Recipe) -> str | None:
+    """Look a recipe up, on transformers as they are offloaded now.
 
     Args:
-        pipe: The pipeline.
+        transformers: Of the pipeline.
         recipe: Checked recipe.
 
     Returns:
@@ -128,7 +128,7 @@ def check_combination(pipe: Any, recipe: Recipe) -> str | None:
     cells = {stage.cell for stage in recipe.stages}
     values = {
         "resolution": "mixed" if "mixed" in cells else "whole" if cells else "none",
-        "offload": offload_of(pipe),
+        "offload": offload_of(transformers),
     }
     strangers = []
     for config in recipe.techniques:

@@ -22,20 +22,20 @@ def minds_caches(recipe: Recipe) -> bool:
     return bool(recipe.stages) or any(config.keeps_state for config in recipe.techniques)
 
 
-def check_uncached(pipe: Any, recipe: Recipe) -> None:
+def check_uncached(transformer: Any, recipe: Recipe) -> None:
     """Refuse a transformer that is cached already, if the recipe has stages.
 
     Args:
-        pipe: The pipeline.
+        transformer: One of the pipeline's.
         recipe: Checked recipe.
 
     Raises:
         AttachError: If diffusers, or a library that marks what it caches as it does, has
             enabled a cache.
     """
-    marks = [getattr(pipe.transformer, name, False) for name in ("is_cache_enabled", "_is_cached")]
+    marks = [getattr(transformer, name, False) for name in ("is_cache_enabled", "_is_cached")]
     if recipe.stages and any(marks):
-        config = getattr(pipe.transformer, "_cache_config", None)
+        config = getattr(transformer, "_cache_config", None)
         raise AttachError(
             "accelerate(pipe, recipe)",
             "a transformer without a cache, since stages change its tokens",

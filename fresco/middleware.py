@@ -67,7 +67,8 @@ class Middleware:
                 (self.pipe, "maybe_free_model_hooks", self._end),
                 *self._wraps_of_pictures(),
             ):
-                undo.callback(wrap_method(owner, name, around))
+                on_copy = self._note_copy if name == "set_timesteps" else None
+                undo.callback(wrap_method(owner, name, around, on_copy))
                 self._wraps.append((owner, name, vars(owner)[name]))
             units = {stage.units for stage in self.recipe.stages}
             for each in self.transformers:
@@ -123,9 +124,8 @@ class Middleware:
         for each, attached in itertools.zip_longest(now, self.transformers):
             check_component("transformer", each, attached)
         check_component("scheduler", self.pipe.scheduler, self.scheduler)
-        early, self._early_steps = self._early_steps, None
-        if calling(DiffusionPipeline) is not self.pipe:
-            early = None
+        is_own = calling(DiffusionPipeline) is self.pipe
+        early, self._early_steps = self._early_steps if is_own else None, None
         result, run = self.start.begin(early, original, args, kwargs)
         self._live = self.last = run
         return result
@@ -144,7 +144,7 @@ class Middleware:
     ) -> Any:
         """Resolve the plan of the run that has begun, and install its sigmas."""
         run, caller = self._live, calling(DiffusionPipeline)
-        is_begun = run and run.is_here and run.plan is None and run.caller is caller
+        is_begun = run and run.awaits_plan
         if not is_begun and (caller is not self.pipe or self.start.is_foreign):
             if run and run.is_here:
                 self._live = None  # that run died; this is another pipeline's
@@ -164,6 +164,11 @@ class Middleware:
             self._early_steps = n_steps
             self.start.make_room(n_steps)
         return result
+
+    def _note_copy(self, scheduler: Any) -> None:
+        """Have a copy that is given timesteps while a run has no plan yet follow that plan."""
+        if self._live and self._live.awaits_plan:
+            self._live.copies.append(scheduler)
 
     def _current(self) -> tuple[Run, Step] | None:
         """The run of this thread and its step at hand, if there is one."""
@@ -190,7 +195,7 @@ class Middleware:
         current = self._current()
         if current is None:
             nested = self._live and self._live.is_here and self._live.is_nested
-            self.listeners.before_call(self._call if nested else None)
+            self.listeners.before_call(self._call if nested else None, module)
             return None
         run, step = current
         if run.n_passes == 0:
@@ -199,7 +204,7 @@ class Middleware:
         run.n_text_tokens = self.adapter.text_tokens(call)
         self._begin_call(run, step, call)
         if step.side == 1:
-            self.listeners.before_call(self._call)
+            self.listeners.before_call(self._call, module)
             return None  # untouched: bit-identical
         group, *others = run.groups(step)
         run.is_nested = True  # images of other layouts: by calls of their own
@@ -208,7 +213,7 @@ class Middleware:
         finally:
             run.is_nested = False
         entered = enter_tokens(self.adapter, call, run, step, group)
-        self.listeners.before_call(self._call)
+        self.listeners.before_call(self._call, module)
         return (), entered
 
     def _begin_call(self, run: Run, step: Step, call: dict[str, Any]) -> None:
@@ -235,10 +240,10 @@ class Middleware:
             self._call = first
 
     def _after_forward(
-        self, _module: torch.nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any], output: Any
+        self, module: torch.nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any], output: Any
     ) -> Any:
         """Bring the prediction back to the full grid."""
-        current, is_cached = self._current(), self.listeners.after_call()
+        current, is_cached = self._current(), self.listeners.after_call(module)
         if self._live and self._live.is_here:
             self._live.n_cached += is_cached
         if current is None:

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 
 
-def offload_of(pipe: Any) -> str:
-    """Name how the transformer's weights are kept elsewhere, or in less bits, between calls.
+def offload_of(transformers: Sequence[torch.nn.Module]) -> str:
+    """Name how transformers' weights are kept elsewhere, or in less bits, between calls.
 
     Args:
-        pipe: A pipeline with a transformer.
+        transformers: Of one pipeline.
 
     Returns:
         `none`, `model`, `sequential`, `group_block`, `group_leaf` or `layerwise` (casting);
         several with `+` between them.
 
     Example:
-        >>> class Pipe:
-        ...     transformer = torch.nn.Identity()
-        >>> offload_of(Pipe())
+        >>> offload_of([torch.nn.Identity()])
         'none'
     """
-    return "+".join(sorted(set(_names(pipe.transformer)))) or "none"
+    return "+".join(sorted({name for each in transformers for name in _names(each)})) or "none"
 
 
 def _names(transformer: torch.nn.Module) -> Iterator[str]:

@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from fresco.ddim import Levels
@@ -58,7 +59,8 @@ class AbstractModelAdapter(ABC):
 
     def transformers(self, pipe: Any) -> tuple[Any, ...]:
         """Transformers that the pipeline's steps are divided among, one size for all."""
-        return (pipe.transformer,)
+        other = getattr(pipe, "transformer_2", None)
+        return (pipe.transformer,) if other is None else (pipe.transformer, other)
 
     def takes_pictures(self, pipe: object) -> bool:
         """Whether staged recipes can drive this pipeline from a noisy picture (strength below 1).
@@ -177,7 +179,13 @@ class AbstractModelAdapter(ABC):
 
     def with_sample(self, output: Any, sample: Tensor) -> Any:
         """Return the output with another prediction in it; both of diffusers' forms."""
-        return (sample, *output[1:]) if isinstance(output, tuple) else type(output)(sample=sample)
+        if isinstance(output, tuple):
+            return (sample, *output[1:])
+        return type(output)(**{**output, "sample": sample})
+
+    def join(self, outputs: Sequence[Any], back: Tensor) -> Any:
+        """Join the outputs of parts of a batch; row `back[i]` of all of them is its row i."""
+        return self.with_sample(outputs[0], torch.cat([output[0] for output in outputs])[back])
 
     @abstractmethod
     def text_tokens(self, call: Mapping[str, Any]) -> int:

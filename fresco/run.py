@@ -57,6 +57,7 @@ class Run:
         is_nested: Whether a call of a part of the batch is going on.
         parts: Outputs of such calls.
         caller: The pipeline in whose call it began; None outside of any.
+        copies: Of the scheduler, which the pipeline steps beside it for other latents (sound).
     """
 
     thread: threading.Thread
@@ -76,6 +77,7 @@ class Run:
     is_nested: bool = False
     parts: list[Any] = field(default_factory=list)
     caller: object | None = None
+    copies: list[Any] = field(default_factory=list)
     _layouts: dict[int, TokenLayout] = field(default_factory=dict)
     _fields: dict[tuple[int, ...], NoiseField] = field(default_factory=dict)
 
@@ -94,6 +96,11 @@ class Run:
     def goes_on_elsewhere(self) -> bool:
         """Whether another thread is in the run's call; a run that died is in none."""
         return goes_on_elsewhere(self.thread, self.caller, DiffusionPipeline)
+
+    @property
+    def awaits_plan(self) -> bool:
+        """Whether this is the run's own call, and it has no plan yet."""
+        return self.is_here and self.plan is None and self.caller is calling(DiffusionPipeline)
 
     @property
     def step(self) -> Step | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,11 +17,12 @@ from fresco.foreign_caches import guard_caches, minds_caches
 from fresco.middleware import Middleware
 from fresco.offload import offload_of
 from fresco.run import Run
+from fresco.summary import SummaryRow, sum_up
 from fresco.techniques import (
     PHASES,
     AbstractAttachment,
-    Counts,
     TechniqueConfig,
+    TransformerTechnique,
     conflict_reasons,
     in_order,
 )
@@ -35,49 +37,12 @@ class Layer:
     Args:
         config: As the recipe has it.
         attachment: What undoes it and counts.
+        transformer: What it is on; None if it is on the pipeline.
     """
 
     config: TechniqueConfig
     attachment: AbstractAttachment
-
-
-@dataclass(frozen=True)
-class SummaryRow:
-    """What one technique did by now.
-
-    Args:
-        kind: Its name in recipes.
-        phase: When it was attached.
-        counts: What proves that it is on.
-        idle: Why it did nothing; None if it did.
-    """
-
-    kind: str
-    phase: str
-    counts: Counts
-    idle: str | None = None
-
-    def __str__(self) -> str:
-        counts = ", ".join(f"{name} {value}" for name, value in self.counts.items())
-        return f"{self.phase:8} {self.kind:10} {counts}" + (f"  ! {self.idle}" if self.idle else "")
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What is on, in the order of attaching.
-
-    Args:
-        rows: One per technique, dynamic resolution among them.
-
-    Example:
-        >>> print(Summary((SummaryRow("quantize", "weights", {"layers": 8}),)))
-        weights  quantize   layers 8
-    """
-
-    rows: tuple[SummaryRow, ...]
-
-    def __str__(self) -> str:
-        return "\n".join(map(str, self.rows))
+    transformer: torch.nn.Module | None
 
 
 class Stack:
@@ -86,16 +51,22 @@ class Stack:
     Args:
         pipe: The pipeline.
         configs: Techniques in any order.
+        transformers: Those that the pipeline's steps are divided among.
     """
 
-    def __init__(self, pipe: Any, configs: Iterable[TechniqueConfig]) -> None:
-        self.pipe, self.configs = pipe, in_order(configs)
+    def __init__(
+        self,
+        pipe: Any,
+        configs: Iterable[TechniqueConfig],
+        transformers: Sequence[torch.nn.Module],
+    ) -> None:
+        self.pipe, self.configs, self.transformers = pipe, in_order(configs), transformers
         self.layers: list[Layer] = []
         self._middleware: Middleware | None = None
         self._modules: dict[tuple[int, str], torch.nn.Module] = {}  # as weights left them
         self._found: Mapping[tuple[int, str], torch.nn.Module] = {}  # as they found them
         self._undo = contextlib.ExitStack()
-        self._offload = offload_of(pipe)
+        self._offload = offload_of(transformers)
         self._ended: Run | None = None  # the last run that came to its end
 
     def attach(self, make_middleware: Callable[[], Middleware]) -> Middleware:
@@ -114,18 +85,18 @@ class Stack:
         if reasons:
             raise AttachError(_WHERE, "techniques that go together", reasons[0], "Leave one out.")
         with contextlib.ExitStack() as undo:
-            self._found = weakref.WeakValueDictionary(_modules(self.pipe.transformer))
+            self._found = weakref.WeakValueDictionary(_modules(self.transformers))
             self._attach_phase("weights", undo)
-            self._modules = _modules(self.pipe.transformer) if self.layers else {}
+            self._modules = _modules(self.transformers) if self.layers else {}
             middleware = self._middleware = make_middleware()
             middleware.attach()
             undo.callback(middleware.restore)
             self._attach_phase("hooks", undo)
             self._attach_phase("graph", undo)
             if minds_caches(middleware.recipe):
-                undo.callback(guard_caches(middleware.transformer))
-            listeners = (layer.attachment.listener for layer in self.layers)
-            middleware.listeners.on_layout += [each for each in listeners if each]
+                for each in self.transformers:
+                    undo.callback(guard_caches(each))
+            self._listen(middleware)
             middleware.listeners.on_end += [self._note_end, self.warn_idle, self.warn_offload]
             self.warn_idle(("weights",))
             self.warn_offload()
@@ -156,7 +127,7 @@ class Stack:
             )
         self._middleware.check_restorable()
         if self._modules:
-            self._check_modules(self._middleware.transformer)
+            self._check_modules()
         for layer in self.layers:
             layer.attachment.check_restorable()
         self._middleware, self.layers = None, []
@@ -164,27 +135,22 @@ class Stack:
 
     def summary(self) -> tuple[SummaryRow, ...]:
         """What every technique did by now, in the order of attaching."""
+        by_config = itertools.groupby(self.layers, lambda layer: id(layer.config))
         return tuple(
-            SummaryRow(
-                layer.config.kind,
-                layer.config.phase,
-                layer.attachment.counts(),
-                layer.attachment.idle(),
-            )
-            for layer in self.layers
+            sum_up(layers[0].config, [layer.attachment for layer in layers])
+            for layers in ([*group] for _, group in by_config)
         )
 
     def warn_idle(self, phases: Sequence[str] = ("hooks", "graph")) -> None:
         """Warn of techniques of some phases that do nothing; by default, of a run's."""
-        for layer in self.layers:
-            reason = layer.attachment.idle() if layer.config.phase in phases else None
-            if reason:
-                message = f"{layer.config.kind} is on, but did nothing: {reason}"
+        for row in self.summary():
+            if row.idle and row.phase in phases:
+                message = f"{row.kind} is on, but did nothing: {row.idle}"
                 warnings.warn(message, FrescoWarning, stacklevel=3)
 
     def warn_offload(self) -> None:
         """Warn, once, if the offload of before `accelerate()` is not as it was."""
-        before, now = self._offload, offload_of(self.pipe)
+        before, now = self._offload, offload_of(self.transformers)
         if now != before != "none":
             self._offload = now
             message = f"offload {before} was overridden, now it is {now}; enable it again"
@@ -194,10 +160,19 @@ class Stack:
         """Remember which run came to its end: its pipeline may be in a call around it yet."""
         self._ended = self._middleware.last if self._middleware else None
 
-    def _check_modules(self, transformer: torch.nn.Module) -> None:
+    def _listen(self, middleware: Middleware) -> None:
+        """Tell each technique of calls, those of its own transformer if it has one."""
+        for layer in self.layers:
+            if listener := layer.attachment.listener:
+                middleware.listeners.on_layout.append(listener)
+                if layer.transformer is not None:
+                    middleware.listeners.of[listener] = layer.transformer
+
+    def _check_modules(self) -> None:
         """Refuse to put weights back under modules that came since."""
         known = {*self._modules.values(), *self._found.values()}  # others may have put some back
-        changed = [key for (_, key), module in _modules(transformer).items() if module not in known]
+        now = _modules(self.transformers).items()
+        changed = [key for (_, key), module in now if module not in known]
         if changed:
             raise AttachError(
                 "Accelerated.restore()",
@@ -212,22 +187,38 @@ class Stack:
         for config in self.configs:
             if config.phase != phase:
                 continue
-            try:
-                attachment = config.attach(self.pipe)
-            except FrescoError:
-                raise
-            except Exception as error:
-                expected = f"stack entry {config.kind!r} to attach"
-                got = f"{type(error).__name__}: {error}"
-                raise AttachError(_WHERE, expected, got, "Nothing was attached.") from error
-            undo.callback(attachment.restore)
-            self.layers.append(Layer(config, attachment))
+            targets: Sequence[torch.nn.Module | None] = (None,)
+            if isinstance(config, TransformerTechnique):
+                targets = self.transformers
+            for transformer in targets:
+                attachment = _attach(config, self.pipe, transformer)
+                undo.callback(attachment.restore)
+                self.layers.append(Layer(config, attachment, transformer))
 
 
-def _modules(transformer: torch.nn.Module) -> dict[tuple[int, str], torch.nn.Module]:
+def _attach(
+    config: TechniqueConfig, pipe: Any, transformer: torch.nn.Module | None
+) -> AbstractAttachment:
+    """Attach a technique to a transformer, or to the pipeline."""
+    try:
+        if isinstance(config, TransformerTechnique) and transformer is not None:
+            return config.attach_to(transformer)
+        return config.attach(pipe)
+    except FrescoError:
+        raise
+    except Exception as error:
+        expected = f"stack entry {config.kind!r} to attach"
+        got = f"{type(error).__name__}: {error}"
+        raise AttachError(_WHERE, expected, got, "Nothing was attached.") from error
+
+
+def _modules(
+    transformers: Iterable[torch.nn.Module],
+) -> dict[tuple[int, str], torch.nn.Module]:
     """What hangs where: child by its parent and name."""
     return {
         (id(parent), key): child
+        for transformer in transformers
         for parent in transformer.modules()
         for key, child in parent.named_children()
     }

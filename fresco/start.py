@@ -6,6 +6,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +24,21 @@ from fresco.run_checks import check_latents, check_size, refuse_mixture, starts_
 from fresco.schedule import Plan, PlanRequest, keeps_schedule, make_plan, planned_steps
 from fresco.sigmas import own_sigmas
 from fresco.wraps import calling
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A picture and noise, as a scheduler has mixed them; all [b, c, h, w].
+
+    Args:
+        picture: Clean latents; less exact if they were taken out of the mixture, in bfloat16.
+        noise: As drawn.
+        result: Noisy latents.
+    """
+
+    picture: Tensor
+    noise: Tensor
+    result: Tensor
 
 
 class Start:
@@ -43,7 +59,7 @@ class Start:
         self.scheduler = pipe.scheduler
         self.takes_pictures = adapter.takes_pictures(pipe)
         self.is_foreign = starts_from_picture(pipe) and not self.takes_pictures
-        self._heard: list[tuple[Tensor, Tensor]] | None = None  # noise, and what was made of it
+        self._heard: list[Mixture] | None = None
 
     def make_room(self, n_steps: int) -> None:
         """Give a pipeline that takes timesteps before its latents as many as there will be."""
@@ -85,7 +101,7 @@ class Start:
         result = original(*args, **kwargs)
         if self._heard is not None:
             asked = inspect.signature(original).bind(*args, **kwargs).arguments
-            self._heard.append((asked["noise"], result))
+            self._heard.append(Mixture(asked["sample"], asked["noise"], result))
         return result
 
     def begin(
@@ -122,15 +138,15 @@ class Start:
             heard, self._heard = self._heard, None
         packed = self.adapter.prepared(result)
         first = self.adapter.unpack(packed, fine)
-        eps = self._noise_in(first, heard) if is_mixture else first
+        mixture = self._mixture(first, heard) if is_mixture else None
+        eps = mixture.noise if mixture else first
         frames = self.adapter.frames(packed, fine)
         run = Run(threading.current_thread(), fine, NoiseField(eps, fine.patch_px), frames)
         run.caller = calling(DiffusionPipeline)
         if n_steps:
             self.resolve(run, n_steps, n_skipped)
-        if is_mixture and run.step:
-            sigma = run.step.sigma
-            run.show_picture((first - sigma * run.noise.eps) / (1 - sigma))
+        if mixture:
+            run.show_picture(mixture.picture.to(run.noise.eps).expand_as(run.noise.eps))
         return result, run
 
     def _check(self, arguments: Mapping[str, Any], n_skipped: int) -> TokenLayout:
@@ -166,7 +182,8 @@ class Start:
         )
         run.plan = make_plan(self.recipe, request)
         if not run.plan.keeps_schedule:
-            self._install(run.plan)
+            for scheduler in (self.scheduler, *run.copies):
+                self._install(run.plan, scheduler)
 
     @property
     def _n_skipped(self) -> int:
@@ -188,12 +205,12 @@ class Start:
         )
         return height, width
 
-    def _noise_in(self, first: Tensor, heard: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """The noise that was mixed into a run's first latents, [b, c, h, w]."""
-        if len(heard) == 1 and heard[0][1].shape == first.shape:
-            noise, mixture = heard[0]
-            if mixture.to(first).equal(first):
-                return noise
+    def _mixture(self, first: Tensor, heard: list[Mixture]) -> Mixture:
+        """What a run's first latents were made of."""
+        if len(heard) == 1:
+            mixture, made = heard[0], heard[0].result
+            if made.shape == first.shape and made.to(first).equal(first):
+                return mixture
         raise RunError(
             "pipe(strength=...)",
             "latents that scheduler.scale_noise made of the picture and the run's noise",
@@ -201,9 +218,8 @@ class Start:
             "Use strength=1, or a recipe without stages.",
         )
 
-    def _install(self, plan: Plan) -> None:
-        """Overwrite the scheduler's sigmas: passed ones would be shifted again."""
-        scheduler = self.scheduler
+    def _install(self, plan: Plan, scheduler: Any) -> None:
+        """Overwrite a scheduler's sigmas: passed ones would be shifted again."""
         if plan.levels:
             install_timesteps(scheduler, plan)
             return

@@ -80,9 +80,7 @@ def leave_tokens(
         order += rows
     if len(parts) == 1:
         return parts[0]
-    sample = torch.cat([part[0] for part in parts])
-    back = torch.tensor(order, device=sample.device).argsort()
-    return adapter.with_sample(parts[0], sample[back])
+    return adapter.join(parts, torch.tensor(order, device=parts[0][0].device).argsort())
 
 
 def _rows(group: Group, n: int, run: Run) -> list[int]:

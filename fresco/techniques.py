@@ -74,10 +74,22 @@ class TechniqueConfig(Config, ABC):
     keeps_state: ClassVar[bool] = False  # state that depends on the token layout
     after: ClassVar[Mapping[str, str]] = {}  # kinds of its phase that go before it: why
     conflicts: ClassVar[tuple[Conflict, ...]] = ()
+    only_one: ClassVar[str] = "it attaches to the first"  # why not where there are transformers
 
     @abstractmethod
     def attach(self, pipe: Any) -> AbstractAttachment:
         """Attach the technique to one pipeline's instances, or nothing if that fails."""
+
+
+class TransformerTechnique(TechniqueConfig, ABC):
+    """A technique on transformers alone: on each one that a pipeline's steps are divided among."""
+
+    def attach(self, pipe: Any) -> AbstractAttachment:
+        return self.attach_to(pipe.transformer)
+
+    @abstractmethod
+    def attach_to(self, transformer: Any) -> AbstractAttachment:
+        """Attach the technique to one transformer, or nothing if that fails."""
 
 
 _TECHNIQUES: dict[str, type[TechniqueConfig]] = {}

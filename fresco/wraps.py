@@ -16,7 +16,9 @@ Around = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 _MARK = "_fresco_wrap"
 
 
-def wrap_method(owner: Any, name: str, around: Around) -> Callable[[], None]:
+def wrap_method(
+    owner: Any, name: str, around: Around, on_copy: Callable[[Any], None] | None = None
+) -> Callable[[], None]:
     """Wrap a method on one instance; its class and other instances stay as they are.
 
     Signature and docstring stay visible. A deep copy of the instance, which carries the
@@ -26,6 +28,7 @@ def wrap_method(owner: Any, name: str, around: Around) -> Callable[[], None]:
         owner: The instance.
         name: Name of a method of it.
         around: Called with the original bound method, positional and keyword arguments.
+        on_copy: Called with a copy of the instance whose method was called.
 
     Returns:
         A function that puts back what was there.
@@ -49,7 +52,10 @@ def wrap_method(owner: Any, name: str, around: Around) -> Callable[[], None]:
     @functools.wraps(original.__func__)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self is not owner:
-            return getattr(type(self), name)(self, *args, **kwargs)
+            result = getattr(type(self), name)(self, *args, **kwargs)
+            if on_copy:
+                on_copy(self)
+            return result
         return around(original, args, kwargs)
 
     setattr(wrapper, _MARK, owner)

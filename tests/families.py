@@ -210,6 +210,40 @@ def _ltx() -> dict[str, Any]:
     }
 
 
+def _ltx2() -> dict[str, Any]:
+    """One call of the transformer per step: guidance by text only."""
+    asked = _ltx() | {"negative_prompt_attention_mask": torch.tensor([[0.0, 0.0, 1.0, 1.0, 1.0]])}
+    off = {"stg_scale": 0.0, "modality_scale": 1.0, "guidance_rescale": 0.0}
+    sound = {f"audio_{name}": value for name, value in off.items()}
+    return asked | off | sound | {"audio_guidance_scale": 3.0}
+
+
+def _ltx2_parts() -> dict[str, Any]:
+    from diffusers.pipelines.ltx2 import LTX2TextConnectors
+
+    heads = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 1}
+    connector = heads | {"num_learnable_registers": None}
+    connectors = LTX2TextConnectors(
+        caption_channels=32,
+        text_proj_in_factor=1,
+        connector_rope_base_seq_len=32,
+        **{f"video_connector_{name}": value for name, value in connector.items()},
+        **{f"audio_connector_{name}": value for name, value in connector.items()},
+    )
+    vae = diffusers.AutoencoderKLLTX2Video(
+        latent_channels=4, block_out_channels=(8,), decoder_block_out_channels=(8,),
+        layers_per_block=(1,), decoder_layers_per_block=(1, 1), spatio_temporal_scaling=(True,),
+        decoder_spatio_temporal_scaling=(True,), decoder_inject_noise=(False, False),
+        downsample_type=("spatial",), upsample_residual=(False,), upsample_factor=(1,),
+        spatial_compression_ratio=32, temporal_compression_ratio=8,
+    )  # fmt: skip
+    sound = diffusers.AutoencoderKLLTX2Audio(
+        base_channels=4, output_channels=2, ch_mult=(1,), num_res_blocks=1, in_channels=2,
+        resolution=32, latent_channels=2, mid_block_add_attention=False, mel_bins=8,
+    )  # fmt: skip
+    return {"connectors": connectors.eval(), "vae": vae.eval(), "audio_vae": sound.eval()}
+
+
 def _pixart() -> dict[str, Any]:
     return {
         "prompt_embeds": _noise(1, 5, 32),
@@ -517,6 +551,33 @@ FAMILIES = {
         zoom=2,
         mixes=True,
         scheduler={"use_dynamic_shifting": True},
+    ),
+    "ltx2": Family(
+        "LTX2Pipeline",
+        "LTX2VideoTransformer3DModel",
+        {
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_layers": 2,
+            "num_attention_heads": 2,
+            "attention_head_dim": 16,
+            "cross_attention_dim": 32,
+            "caption_channels": 32,
+            "audio_in_channels": 4,
+            "audio_out_channels": 4,
+            "audio_num_attention_heads": 2,
+            "audio_attention_head_dim": 8,
+            "audio_cross_attention_dim": 16,
+            "rope_type": "split",
+            "perturbed_attn": True,
+        },
+        _ltx2,
+        frames=2,
+        zoom=2,
+        mixes=True,
+        scheduler={"use_dynamic_shifting": True},
+        missing=("text_encoder", "tokenizer", "vocoder"),
+        parts=_ltx2_parts,
     ),
     "mochi": Family(
         "MochiPipeline",

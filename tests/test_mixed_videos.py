@@ -9,7 +9,6 @@ import torch
 from torch.nn import functional
 
 import fresco
-from fresco import errors
 from fresco.layout import TokenLayout
 from fresco.noise import NoiseField
 from fresco.ports import find_adapter
@@ -17,11 +16,13 @@ from fresco.transfer import cut_patches, restrict
 from fresco.wraps import call_by_name
 from tests.conftest import traces
 from tests.families import FAMILIES, _noise
-from tests.test_families import MIXED, MIXING, STAGED
+from tests.test_families import MIXED, MIXING
 from tests.test_image_families import record_call
 
 VIDEOS = [name for name in MIXING if FAMILIES[name].frames > 1]
-VIDEOS = [name for name in VIDEOS if name not in {"ltx", "cogvideox"}]  # not of `VideoAdapter`
+VIDEOS = [
+    name for name in VIDEOS if name not in {"ltx", "ltx2", "cogvideox"}
+]  # not of `VideoAdapter`
 SIDES = torch.tensor(
     [[2, 2, 1, 1, 2, 2], [2, 2, 1, 1, 2, 2], [1, 1, 2, 2, 1, 1], [1, 1, 2, 2, 1, 1]]
 )
@@ -158,84 +159,3 @@ def test_mixed_runs_of_other_sizes_and_lengths_leave_nothing_to_the_next(name):
         assert family.draw(pipe).equal(first)
     assert traces(pipe) == before
     assert family.draw(pipe).equal(plain)
-
-
-def make_two(seed=None):
-    """Wan 2.2 of two transformers; of the same weights unless there is a seed."""
-    family = FAMILIES["wan"]
-    first, second = family.make(), family.make().transformer
-    if seed is not None:
-        torch.manual_seed(seed)
-        for weight in second.parameters():
-            torch.nn.init.normal_(weight, std=0.1)
-    parts = {**first.components, "transformer_2": second}
-    pipe = type(first)(**parts, boundary_ratio=0.79)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-LIFTED = {
-    **MIXED,
-    "stages": [
-        {"cell": 2, "steps": 3, "until_sigma": 0.4},
-        {**MIXED["stages"][1], "lift": {"form": "latent", "to_sigma": 0.8}},
-        MIXED["stages"][2],
-    ],
-}
-
-
-@pytest.mark.parametrize("raw", [STAGED, MIXED, LIFTED])
-def test_stages_drive_both_of_two_transformers(raw):
-    family = FAMILIES["wan"]
-    alone, two = family.make(), make_two()
-    with fresco.accelerate(alone, raw), fresco.accelerate(two, raw):
-        assert family.draw(two).equal(family.draw(alone))
-
-
-def test_the_timestep_says_which_of_two_transformers_sees_the_tokens_also_after_a_lift():
-    family, pipe = FAMILIES["wan"], make_two(seed=1)
-    plain = family.draw(pipe)
-    other = type(pipe)(**{**pipe.components, "transformer": pipe.transformer_2})
-    before = traces(pipe), traces(other)
-    called = []
-
-    def record(module, _args, call):
-        of_frame = call["hidden_states"][0, 0, 0].numel() // 4
-        called.append((module is pipe.transformer, float(call["timestep"][0]) / 1000, of_frame))
-
-    with fresco.accelerate(pipe, LIFTED) as accelerated:
-        handles = [
-            each.register_forward_pre_hook(record, with_kwargs=True)
-            for each in (pipe.transformer, pipe.transformer_2)
-        ]
-        assert family.draw(pipe).isfinite().all()
-        steps = accelerated.report.steps
-        for handle in handles:
-            handle.remove()
-    assert [step.passes for step in steps] == [2] * 7
-    for step, (is_first, sigma, n_tokens) in zip(steps, called[::2], strict=True):
-        assert sigma == pytest.approx(step.sigma, abs=1e-4)
-        assert is_first == (step.sigma >= 0.79)
-        assert 2 * n_tokens == step.tokens
-    order = [is_first for is_first, _, _ in called[::2]]
-    assert order[:5] == [True, True, False, True, False]  # the lift goes back to the first
-    assert (traces(pipe), traces(other)) == before
-    assert family.draw(pipe).equal(plain)
-
-
-def test_an_exchanged_second_transformer_is_refused():
-    pipe = make_two()
-    with fresco.accelerate(pipe, STAGED):
-        pipe.transformer_2 = FAMILIES["wan"].make().transformer
-        with pytest.raises(errors.RunError, match="expected the transformer that was accelerated"):
-            FAMILIES["wan"].draw(pipe)
-
-
-def test_a_stack_on_two_transformers_is_refused():
-    pipe = make_two()
-    before = traces(pipe)
-    stack = [{"kind": "quantize", "form": "int8_weight_only"}]
-    match = r"got 2 in WanPipeline, of which it would change the first \(quantize\)"
-    with pytest.raises(errors.AttachError, match=match):
-        fresco.accelerate(pipe, {**STAGED, "stack": stack})
-    assert traces(pipe) == before

@@ -16,15 +16,15 @@ from tests.matrix_run import enable
 @pytest.mark.parametrize("how", AXES["offload"])
 def test_offload_is_seen(tiny_flux_pipe, how):
     enable(tiny_flux_pipe, how)
-    assert offload_of(tiny_flux_pipe) == how
+    assert offload_of([tiny_flux_pipe.transformer]) == how
     draw_latents(tiny_flux_pipe, num_inference_steps=1)
-    assert offload_of(tiny_flux_pipe) == how
+    assert offload_of([tiny_flux_pipe.transformer]) == how
 
 
 def test_two_ways_at_once_are_both_named(tiny_flux_pipe):
     enable(tiny_flux_pipe, "layerwise")
     enable(tiny_flux_pipe, "group_block")
-    assert offload_of(tiny_flux_pipe) == "group_block+layerwise"
+    assert offload_of([tiny_flux_pipe.transformer]) == "group_block+layerwise"
     with pytest.warns(errors.FrescoWarning, match="offload group_block.layerwise was not run"):
         fresco.accelerate(tiny_flux_pipe, FRESCO_5)
 

@@ -33,7 +33,10 @@ picture of FLUX.1 Fill and Control are averaged without a swap of noise, and wha
 inpaint stays (`pytest tests/test_conditions.py`). So do videos from a picture: its channels are
 averaged (HunyuanVideo `latent_concat` and SkyReels, Wan 2.1, CogVideoX 1.0 and 1.5), a first frame
 that is given keeps its tokens (HunyuanVideo `token_replace`, Wan 2.2 TI2V;
-`pytest tests/test_videos_from_pictures.py`).
+`pytest tests/test_videos_from_pictures.py`). The sound of LTX-2 keeps its tokens and is stepped at
+the noise levels of the video (`pytest tests/test_ltx2.py`); its pipelines for pictures are refused.
+On Wan 2.2, quantization, caches and compilation are on both transformers
+(`pytest tests/test_two_transformers.py`).
 """
 MAGCACHE = {**FORCED["magcache"], "ratios": (1.0, 1.0)}  # they are calibrated per model
 STACKS = {

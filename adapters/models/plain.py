@@ -43,7 +43,7 @@ class PlainAdapter(AbstractModelAdapter):
         if self.is_video and self.patch_frames != 1:
             got = f"patches of {self.patch_frames} frames"
             raise AdapterError(where, "patches of one frame", got, "Use a recipe without stages.")
-        if getattr(pipe, "transformer_2", None) is not None:
+        if len(self.transformers(pipe)) > 1:
             got = "two (transformer_2)"
             raise AdapterError(where, "one transformer", got, "Use a recipe without stages.")
 

@@ -31,9 +31,6 @@ class WanAdapter(FirstFrameAdapter):
     model: ClassVar[str] = "WanTransformer3DModel"
     batched: ClassVar[tuple[str, ...]] = ("hidden_states", "timestep", "encoder_hidden_states")
 
-    def transformers(self, pipe: Any) -> tuple[Any, ...]:
-        other = getattr(pipe, "transformer_2", None)
-        return (pipe.transformer,) if other is None else (pipe.transformer, other)
 
     def select(self, call: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
         part, name = super().select(call, rows), "encoder_hidden_states_image"

@@ -21,7 +21,7 @@ from fresco.techniques import (
     AbstractAttachment,
     Conflict,
     Phase,
-    TechniqueConfig,
+    TransformerTechnique,
     register_technique,
 )
 
@@ -41,7 +41,7 @@ METHODS: Mapping[str, type[Method]] = {
 
 
 @register_technique
-class CacheConfig(TechniqueConfig):
+class CacheConfig(TransformerTechnique):
     """Reuse features of earlier steps where they barely change; by one of diffusers' caches."""
 
     kind: Literal["cache"] = "cache"
@@ -81,8 +81,8 @@ class CacheConfig(TechniqueConfig):
         defaults = METHODS[self.method].defaults
         return {name: defaults[name] if v is None else v for name, v in given.items()}
 
-    def attach(self, pipe: Any) -> AbstractAttachment:
-        return _Cached(pipe.transformer, METHODS[self.method], self.settings)
+    def attach_to(self, transformer: Any) -> AbstractAttachment:
+        return _Cached(transformer, METHODS[self.method], self.settings)
 
 
 class _Cached(AbstractCaching):

@@ -22,7 +22,7 @@ from fresco.techniques import (
     AbstractAttachment,
     Conflict,
     Phase,
-    TechniqueConfig,
+    TransformerTechnique,
     register_technique,
 )
 
@@ -32,7 +32,7 @@ _RESIDUALS = ("controlnet_block_samples", "controlnet_single_block_samples")
 
 
 @register_technique
-class CacheDitConfig(TechniqueConfig):
+class CacheDitConfig(TransformerTechnique):
     """Compute the first and last blocks of each list, the others where the first have moved.
 
     Source:
@@ -54,8 +54,8 @@ class CacheDitConfig(TechniqueConfig):
     max_skips: int | None = Field(None, ge=1, description="reused steps in a row")
     taylor_order: int = Field(0, ge=0, le=4, description="of an extrapolation in time; 0: none")
 
-    def attach(self, pipe: Any) -> AbstractAttachment:
-        return _DualBlock(pipe.transformer, self)
+    def attach_to(self, transformer: Any) -> AbstractAttachment:
+        return _DualBlock(transformer, self)
 
 
 class _DualBlock(AbstractCaching):

@@ -14,7 +14,7 @@ from fresco.techniques import (
     Conflict,
     Counts,
     Phase,
-    TechniqueConfig,
+    TransformerTechnique,
     register_technique,
 )
 
@@ -22,7 +22,7 @@ from .blocks import first_weight, repeated_blocks
 
 
 @register_technique
-class CompileConfig(TechniqueConfig):
+class CompileConfig(TransformerTechnique):
     """Compile each repeated block; the ports, and so the change of tokens, stay eager.
 
     Source:
@@ -61,8 +61,8 @@ class CompileConfig(TechniqueConfig):
     )
     fullgraph: bool = False
 
-    def attach(self, pipe: Any) -> AbstractAttachment:
-        return _Compiled(pipe.transformer, self)
+    def attach_to(self, transformer: Any) -> AbstractAttachment:
+        return _Compiled(transformer, self)
 
 
 class _Compiled(AbstractAttachment):

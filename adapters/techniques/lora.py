@@ -32,6 +32,7 @@ class LoraConfig(TechniqueConfig):
     kind: Literal["lora"] = "lora"
     phase: ClassVar[Phase] = "weights"
     touches: ClassVar[str] = "linear layers"
+    only_one: ClassVar[str] = "each has a LoRA of its own, and an entry names one"
     source: str | None = Field(
         None, min_length=1, description="path, hub id, or package:NAME/file of an installed package"
     )

@@ -16,7 +16,7 @@ from fresco.techniques import (
     Conflict,
     Counts,
     Phase,
-    TechniqueConfig,
+    TransformerTechnique,
     register_technique,
 )
 
@@ -43,7 +43,7 @@ _TORCHAO = {
 
 
 @register_technique
-class QuantizeConfig(TechniqueConfig):
+class QuantizeConfig(TransformerTechnique):
     """Quantize the linear layers of the blocks, never LoRA, norms, embeddings, modulation."""
 
     kind: Literal["quantize"] = "quantize"
@@ -78,8 +78,8 @@ class QuantizeConfig(TechniqueConfig):
                 raise ValueError(message) from None
         return patterns
 
-    def attach(self, pipe: Any) -> AbstractAttachment:
-        return _Quantized(pipe.transformer, self)
+    def attach_to(self, transformer: Any) -> AbstractAttachment:
+        return _Quantized(transformer, self)
 
 
 class _Quantized(AbstractAttachment):
