@@ -31,7 +31,6 @@ class WanAdapter(FirstFrameAdapter):
     model: ClassVar[str] = "WanTransformer3DModel"
     batched: ClassVar[tuple[str, ...]] = ("hidden_states", "timestep", "encoder_hidden_states")
 
-
     def select(self, call: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
         part, name = super().select(call, rows), "encoder_hidden_states_image"
         if (pictures := call.get(name)) is not None:  # one or two (first and last) of each video

@@ -173,7 +173,8 @@ class _Coarse:
         return join_patches(self._patches(packed.float()), self.rows)
 
     def _patches(self, packed: Tensor) -> Tensor:
-        return packed.unflatten(2, (-1, PATCH_PX, PATCH_PX))
+        patches: Tensor = packed.unflatten(2, (-1, PATCH_PX, PATCH_PX))
+        return patches
 
 
 def _sample(
