@@ -59,6 +59,7 @@ def test_a_row_that_is_done_is_not_sampled_again(tiny_flux_pipe, tmp_path, calls
 def test_a_row_of_another_process_is_timed_anew(tiny_flux_pipe, tmp_path, calls, monkeypatch):
     first = measure(tiny_flux_pipe, PLAIN, PROMPTS, HOW, tmp_path)
     monkeypatch.setattr(bench, "PROCESS", "another")
+    monkeypatch.setattr(bench, "TIMED_BATCHES", 2)
     calls.clear()
     untimed = measure(tiny_flux_pipe, PLAIN, PROMPTS, HOW, tmp_path, timed=False)
     assert calls == []
@@ -66,9 +67,9 @@ def test_a_row_of_another_process_is_timed_anew(tiny_flux_pipe, tmp_path, calls,
     assert untimed.loop_s == untimed.call_s == ()
     for _ in range(2):  # once for the process
         timed = measure(tiny_flux_pipe, PLAIN, PROMPTS, HOW, tmp_path)
-        assert calls == [(0, 2, 2), (0, 2, 2)]  # the first warms up
+        assert calls == [(0, 2, 2), (0, 2, 2), (2, 2, 2)]  # the first warms up
         assert torch.equal(timed.images, first.images)
-        assert len(timed.loop_s) == len(timed.call_s) == 2
+        assert len(timed.loop_s) == len(timed.call_s) == 4
         assert set(timed.loop_s).isdisjoint(first.loop_s)
 
 

@@ -4,7 +4,8 @@ All rows of a comparison have the same captions, noise, batch and data type. A b
 file of its own, so that comparisons of more captions or fewer share what they have in common.
 The file's name depends on everything that the caller chooses and on the weights, but not on
 fresco's code. Seconds are those of one process: of a row that an earlier one sampled the first
-batch is sampled again, which times it beside the others and shows whether it is still the same.
+batches are sampled again, which times it beside the others and shows whether it is still the
+same.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
 WARM_UP_STEPS = 2
+TIMED_BATCHES = 3  # of a row that another process sampled
 PROCESS = uuid.uuid4().hex  # whose seconds are comparable
 SAME = 2.0  # mean difference of pictures, in 1/255, that other hardware may make
 
@@ -183,7 +185,7 @@ def measure(
     made = {batch: row for batch in batches if (row := _load(batch.path))}
     missing = [batch for batch in batches if batch not in made]
     if timed and not missing and not any(row.loop_s for row in made.values()):
-        missing = batches[:1]
+        missing = batches[:TIMED_BATCHES]
     on_pictures(_n_pictures(made))
     with _accelerated(pipe, way.recipe if missing else None) as handle:
         if missing:
