@@ -16,7 +16,8 @@ from fresco.transfer import cut_patches, restrict
 from fresco.wraps import call_by_name
 from tests.conftest import traces
 from tests.families import FAMILIES, _noise
-from tests.test_families import MIXED, MIXING
+from tests.picture_families import FROM_PICTURES
+from tests.test_families import MIXED, MIXING, repeated
 from tests.test_image_families import record_call
 
 VIDEOS = [name for name in MIXING if FAMILIES[name].frames > 1]
@@ -142,6 +143,41 @@ def test_first_and_last_picture_of_a_video_are_selected_together():
     call = {"hidden_states": latents, "timestep": latents, "encoder_hidden_states": latents}
     part = adapter.select({**call, "encoder_hidden_states_image": pictures}, [2, 0])
     assert part["encoder_hidden_states_image"].flatten().tolist() == [4, 5, 0, 1]
+
+
+@pytest.mark.parametrize("n_pictures", [1, 2])
+def test_pictures_and_text_that_all_videos_share_are_selected_as_they_are(n_pictures):
+    adapter = find_adapter(FAMILIES["wan"].make().transformer)
+    text, pictures = torch.ones(1, 5, 32), torch.ones(n_pictures, 7, 16)
+    call = {"hidden_states": torch.zeros(2, 4, 2, 8, 8), "timestep": torch.arange(2)}
+    shared = {"encoder_hidden_states": text, "encoder_hidden_states_image": pictures}
+    part = adapter.select({**call, **shared}, [1])
+    assert part["timestep"].tolist() == [1]
+    assert all(part[key] is value for key, value in shared.items())
+
+
+SHARED = {name: FAMILIES[name] for name in ("hunyuan_video", "cogview4")}
+SHARED["wan_ti2v"] = FROM_PICTURES["wan_ti2v"]
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_several_of_one_text_are_those_of_as_many_texts(name):
+    """Pipelines do not repeat embeddings that are given: the model has one text for them all."""
+    family = SHARED[name]
+    pipe = family.make()
+    many = "num_videos_per_prompt" if family.frames > 1 else "num_images_per_prompt"
+    stage = {**MIXED["stages"][1], "promote": {"score": "random", "budget": 0.4}}
+    raw = {**MIXED, "stages": [MIXED["stages"][0], stage, MIXED["stages"][2]]}
+
+    def draw(**asked):
+        generators = [torch.Generator().manual_seed(seed) for seed in (0, 2)]
+        return family.draw(pipe, generator=generators, **asked)
+
+    with fresco.accelerate(pipe, raw) as accelerated:
+        together = draw(**{many: 2})
+        run = accelerated._middleware.last
+        assert len(run.groups(run.plan.steps[2])) == 2
+        torch.testing.assert_close(together, draw(**repeated(family.asked())), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", VIDEOS)

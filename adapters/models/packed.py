@@ -14,7 +14,7 @@ from fresco.noise import NoiseField
 from fresco.ports import AbstractModelAdapter
 from fresco.transfer import cut_patches, join_patches, restrict
 
-from .residuals import select_residuals
+from .residuals import select_residuals, select_rows
 
 
 class PackedAdapter(AbstractModelAdapter):
@@ -56,10 +56,7 @@ class PackedAdapter(AbstractModelAdapter):
         return self.unpack(call["hidden_states"], layout)
 
     def select(self, call: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
-        own = {
-            name: value[list(rows)] if name in self.batched and value is not None else value
-            for name, value in call.items()
-        }
+        own = select_rows(call, self.batched, rows)
         return own | select_residuals(call, self.pooled, rows)
 
     def swap(self, hidden: Tensor, tokens: Tensor, layout: TokenLayout) -> Tensor:

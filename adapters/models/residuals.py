@@ -61,3 +61,22 @@ def select_residuals(
         for name in names
         if call.get(name) is not None
     }
+
+
+def select_rows(
+    call: Mapping[str, Any], names: Collection[str], rows: Sequence[int]
+) -> dict[str, Any]:
+    """Take some rows of the batch of a call; what all rows share (one text for all) stays.
+
+    Args:
+        call: Arguments of the transformer by name.
+        names: Of the arguments with a batch axis, each [b or 1, ...].
+        rows: Numbers of rows.
+
+    Returns:
+        All arguments.
+    """
+    return {
+        name: value[list(rows)] if name in names and value is not None and len(value) > 1 else value
+        for name, value in call.items()
+    }

@@ -17,7 +17,7 @@ from fresco.layout import TokenLayout
 from fresco.transfer import join_patches
 
 from .plain import PlainAdapter
-from .residuals import pool_residuals, select_residuals
+from .residuals import pool_residuals, select_residuals, select_rows
 
 
 class StripAdapter(PlainAdapter):
@@ -31,10 +31,7 @@ class StripAdapter(PlainAdapter):
     _sides = (0, 0)  # fine rows and columns of the picture
 
     def select(self, call: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
-        own = {
-            name: value[list(rows)] if name in self.batched and value is not None else value
-            for name, value in call.items()
-        }
+        own = select_rows(call, self.batched, rows)
         return own | select_residuals(call, self.pooled, rows)
 
     def embed(

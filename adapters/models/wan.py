@@ -33,9 +33,9 @@ class WanAdapter(FirstFrameAdapter):
 
     def select(self, call: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
         part, name = super().select(call, rows), "encoder_hidden_states_image"
-        if (pictures := call.get(name)) is not None:  # one or two (first and last) of each video
-            each = pictures.unflatten(0, (len(call["hidden_states"]), -1))
-            part[name] = each[list(rows)].flatten(0, 1)
+        n = len(call["encoder_hidden_states"])  # 1: what all videos share, pictures too
+        if n > 1 and (pictures := call.get(name)) is not None:  # one, or first and last, of each
+            part[name] = pictures.unflatten(0, (n, -1))[list(rows)].flatten(0, 1)
         return part
 
     def prepared(self, result: Any) -> Tensor:
