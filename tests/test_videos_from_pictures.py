@@ -17,6 +17,7 @@ from fresco.wraps import call_by_name
 from tests import test_families as of_all
 from tests.conftest import traces
 from tests.families import FAMILIES
+from tests.matrix import FORCED
 from tests.picture_families import FROM_PICTURES
 from tests.test_families import ALL_FINE, MIXED, STAGED, Watch
 from tests.test_mixed_videos import SIDES, angles
@@ -60,6 +61,24 @@ def test_a_video_of_a_mixed_stage_does_not_depend_on_its_batch(name):
 
 def test_positions_of_a_mixed_stage_that_is_all_fine_are_the_model_s_own(name):
     of_all.test_positions_of_a_mixed_stage_that_is_all_fine_are_the_model_s_own(name)
+
+
+def test_quantization_stacks_and_comes_off(family, pipe):
+    of_all.test_quantization_stacks_and_comes_off(family, pipe)
+
+
+def test_a_cache_stacks_and_comes_off(family, pipe):
+    plain = family.draw(pipe)
+    with fresco.accelerate(pipe, STAGED):
+        uncached = family.draw(pipe)
+    entry = {"kind": "cache", "method": "first_block", **FORCED["first_block"]}
+    with fresco.accelerate(pipe, {**STAGED, "stack": [entry]}) as accelerated:
+        got = family.draw(pipe)
+        (row,) = [row for row in accelerated.summary().rows if row.kind == "cache"]
+    assert row.counts["hits"] > 0
+    assert got.isfinite().all()
+    assert not got.equal(uncached)
+    assert family.draw(pipe).equal(plain)
 
 
 @pytest.mark.parametrize("name", CHANNELS)

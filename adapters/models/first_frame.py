@@ -44,7 +44,7 @@ class FirstFrameAdapter(VideoAdapter):
     ) -> dict[str, Any]:
         if not self.n_still:
             return super().embed(call, tokens, layout, positions)
-        self._places, self._sides = positions, (layout.sides.shape[0], layout.sides.shape[1])
+        self._places = positions
         self._still = _fine_places(layout, positions)
         own = call["hidden_states"]
         moving = super().pack(join_patches(tokens, 1))

@@ -93,6 +93,10 @@ class PlainAdapter(AbstractModelAdapter):
         return {**call, "hidden_states": grid.to(call["hidden_states"].dtype)}
 
     def unembed(self, output: Any, layout: TokenLayout) -> Tensor:
+        n, given = output[0].shape[1], self.config.in_channels
+        if self.model == "any" and n != given:
+            got, fix = f"{n} of {given}", "Write an adapter (docs/how-to/add-a-model.md)."
+            raise AdapterError(_CALL, "as many channels predicted as given", got, fix)
         predicted = output[0].flatten(1, 2) if self.is_video else output[0]
         return cut_patches(predicted, self.patch_px)
 
