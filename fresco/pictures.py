@@ -16,9 +16,9 @@ from torch import Tensor
 
 from fresco.api import accelerate
 from fresco.errors import FrescoError
-from fresco.reference.bench import weights_digest
 from fresco.reference.provenance import versions
 from fresco.timing import LoopTimer
+from fresco.weights import weights_digest
 
 _KEY = "fresco"  # of the PNG's text
 _FRAME_MS = 62.5  # 16 frames a second

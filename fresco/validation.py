@@ -216,7 +216,7 @@ def shortfalls(expects: ExpectsConfig, record: RecordConfig) -> list[str]:
 
 def _weights(pipe: Any, picture: PictureRequest) -> str | None:
     """Name the weights of the reference model, which is trained further from time to time."""
-    from fresco.reference.bench import weights_digest
+    from fresco.weights import weights_digest
 
     return weights_digest(pipe)[:16] if picture.model == "reference" else None
 

@@ -5,7 +5,8 @@ import torch
 
 from fresco.cost import pass_flops
 from fresco.reference import bench, rows
-from fresco.reference.bench import How, StaleError, Way, batch_key, measure, weights_digest
+from fresco.reference.bench import How, StaleError, Way, batch_key, measure
+from fresco.weights import weights_digest
 from tests.conftest import FRESCO_5
 
 PROMPTS = ["a red circle", "a blue square", "a small circle", "a large square", "a circle"]

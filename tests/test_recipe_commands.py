@@ -13,11 +13,11 @@ import fresco.requires
 from fresco.errors import RecipeError
 from fresco.planner import model_of
 from fresco.recipe import Recipe, known_recipes, load_recipe, recipe_schema
-from fresco.reference.bench import weights_digest
 from fresco.sketch import load_model_config
 from fresco.specimen import make_specimen
 from fresco.techniques import techniques
 from fresco.validation import check_mechanics, shortfalls
+from fresco.weights import weights_digest
 from tests.conftest import draw_latents
 from tests.test_cli import run
 

@@ -6,8 +6,8 @@ import pytest
 
 import fresco.reference
 from fresco.recipe import known_recipes, load_recipe
-from fresco.reference.bench import weights_digest
 from fresco.validation import shortfalls
+from fresco.weights import weights_digest
 
 
 @pytest.fixture(scope="module")

@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fresco.api import Accelerated, accelerate
 from fresco.errors import FrescoError, FrescoWarning
 from fresco.recipe import load_recipe
 from fresco.reference import GUIDANCE_SCALE, MAX_TOKENS
 from fresco.timing import LoopTimer
+from fresco.weights import weights_digest
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -117,18 +118,6 @@ def sample(pipe: FluxPipeline, prompts: Sequence[str], steps: int, how: How, **m
         **more,
     ).images
     return images.float().cpu()
-
-
-def weights_digest(pipe: FluxPipeline) -> str:
-    """Name all weights of a pipeline by their content, data types included."""
-    digest = hashlib.sha256()
-    for part, module in sorted(pipe.components.items()):
-        if isinstance(module, nn.Module):
-            for name, tensor in sorted(module.state_dict().items()):
-                digest.update(f"{part}.{name} {tensor.dtype} {list(tensor.shape)}".encode())
-                flat = tensor.detach().cpu().contiguous().reshape(-1)
-                digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def batch_key(way: Way, prompts: Sequence[str], how: How, weights: str) -> str:

@@ -13,11 +13,11 @@ import torch
 from fresco.errors import FrescoError
 from fresco.output import make_directory
 from fresco.reference import load, parallel, trajectories
-from fresco.reference.bench import weights_digest
 from fresco.reference.distill import RANK, Distillation, train_lora
 from fresco.reference.log import Log, write_log
 from fresco.reference.provenance import provenance
 from fresco.reference.trajectories import write_shards
+from fresco.weights import weights_digest
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
