@@ -198,7 +198,7 @@ def test_stages_are_checked(stages, expected):
 def test_all_problems_are_reported_at_once():
     found = problems(
         stagse=[],
-        stages=[{"cell": 2, "stpes": 4, "until_s": 0.5, "lift": {"form": "clear"}}],
+        stages=[{"cell": 2, "stpes": 4, "to_until": 0.5, "lift": {"form": "clear"}}],
         stack=[{"kind": "cahce"}],
     )
     assert len(found) == 6
@@ -208,7 +208,7 @@ def test_all_problems_are_reported_at_once():
     )
     assert "Field required @ $.stages[0].steps" in found
     assert any("Did you mean 'steps'? @ $.stages[0].stpes" in problem for problem in found)
-    assert any("Did you mean 'until_sigma'? @ $.stages[0].until_s" in problem for problem in found)
+    assert any("Did you mean 'until_sigma'? @ $.stages[0].to_until" in problem for problem in found)
     assert any("'latent', 'fresh' or 'spectral'" in problem for problem in found)
     assert any(
         problem.startswith("unknown technique 'cahce'; known: cache, ")
