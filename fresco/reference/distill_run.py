@@ -131,8 +131,8 @@ def _figures(folder: Path, training: Distillation) -> dict[str, Any]:
     n_shards = len([*folder.glob("trajectories_*.pt")])
     return {
         "rank": RANK,
-        "borders": {name: list(steps) for name, steps in trajectories.BORDERS.items()},
-        "teacher_steps": trajectories.TEACHER_STEPS,
+        "borders": list(trajectories.BORDERS),
+        "teacher_steps_per_window": trajectories.SUBSTEPS,
         "trajectories": trajectories.PER_SHARD * n_shards,
         "steps": training.step,
         "seconds": round(training.elapsed_s, 1),

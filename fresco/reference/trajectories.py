@@ -1,16 +1,16 @@
 """What a distillation learns from: where the teacher takes noise in many steps.
 
 The teacher is sampled by its own pipeline, and the latents of a trajectory are kept at a few
-noise levels. Three sets of segments come of it: the full grid's; those that coarse steps would
-see of the same trajectory, so that coarse steps learn to go where the full grid goes; and the
-ends of staged runs: a coarse view is lifted, and the teacher takes it from there.
+noise levels. Three sets of segments come of it: the full grid's; the one that a coarse step would
+see of the same trajectory, so that coarse steps learn to go where the full grid goes; and what
+follows in staged runs: the coarse view is lifted, and the teacher takes it from there.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from fresco.reference import GUIDANCE_SCALE, MAX_TOKENS
 from fresco.reference.dataset import caption_of
 from fresco.reference.scenes import sample_scene
 from fresco.reference.transformer import pack
+from fresco.sigmas import shifted_sigmas
 from fresco.transfer import join_patches, prolong, restrict
 
 if TYPE_CHECKING:
@@ -35,12 +36,10 @@ if TYPE_CHECKING:
 SIZE_PX, PATCH_PX = 256, 2
 FINE, COARSE, LIFTED = "fine", "coarse", "lifted"  # sets of segments
 PER_SHARD = 8  # trajectories
-TEACHER_STEPS, LIFTED_STEPS = 16, 8  # of a whole trajectory, of a lifted one
-BORDERS = {
-    FINE: (0, 4, 8, 16),
-    COARSE: (0, 4, 8, 12),
-}  # steps: sigma 1, 0.882, 0.714, then 0 or 0.455
-LIFTED_SIGMA = (0.55, 0.714)  # where a lifted trajectory starts
+BORDERS = (1.0, 0.96, 0.9, 0.63, 0.0)  # sigmas of the windows that 4 steps cross
+COARSE_BORDER, LIFTED_BORDER = 2, 3  # numbers of those that one coarse, one lifted step leads to
+LIFTED_SIGMA = (0.92, 0.95)  # where the full grid goes on after coarse steps
+SUBSTEPS = 4  # of the teacher in every window
 
 
 @dataclass(frozen=True)
@@ -85,17 +84,15 @@ def draw_shard(pipe: FluxPipeline, seed: int, index: int) -> dict[str, Segments]
     noise = torch.Generator().manual_seed(int(rng.integers(2**31)))
     side_px = SIZE_PX // pipe.vae_scale_factor
     start = pack(torch.randn(PER_SHARD, 4, side_px, side_px, generator=noise))
-    states = _sample(pipe, captions, start, 1.0, TEACHER_STEPS)
-    sigmas = pipe.scheduler.sigmas.tolist()
-    seen = _Coarse(start)
-    views = {step: seen.view(states[step], sigmas[step]) for step in BORDERS[COARSE]}
-    end, to_sigma = BORDERS[COARSE][-1], float(rng.uniform(*LIFTED_SIGMA))
-    lifted = seen.lift(views[end], sigmas[end], to_sigma)
-    ends = _sample(pipe, captions, lifted, to_sigma, LIFTED_STEPS)
+    states = _sample(pipe, captions, start, BORDERS)
+    seen, coarse_end = _Coarse(start), BORDERS[COARSE_BORDER]
+    view, to_sigma = seen.view(states[COARSE_BORDER], coarse_end), rng.uniform(*LIFTED_SIGMA)
+    lifted = seen.lift(view, coarse_end, to_sigma)
+    ahead = (to_sigma, BORDERS[LIFTED_BORDER])
     return {
-        FINE: _windows(dict(enumerate(states)), sigmas, BORDERS[FINE], captions),
-        COARSE: _windows(views, sigmas, BORDERS[COARSE], captions),
-        LIFTED: _windows({0: lifted, 1: ends[-1]}, (to_sigma, 0.0), (0, 1), captions),
+        FINE: _windows(states, BORDERS, captions),
+        COARSE: _windows([seen.view(start, 1.0), view], (1.0, coarse_end), captions),
+        LIFTED: _windows(_sample(pipe, captions, lifted, ahead), ahead, captions),
     }
 
 
@@ -178,23 +175,30 @@ class _Coarse:
 
 
 def _sample(
-    pipe: FluxPipeline, captions: list[str], start: Tensor, sigma: float, n_steps: int
+    pipe: FluxPipeline, captions: list[str], start: Tensor, borders: Sequence[float]
 ) -> list[Tensor]:
-    """Packed latents [b, n, 16] before every step from `sigma` to 0, and after the last."""
+    """Packed latents [b, n, 16] at every border; `start` is at the first one."""
+    shift = find_adapter(pipe.transformer).shift(pipe.scheduler, start.shape[1], SUBSTEPS)
+    levels = [
+        level
+        for high, low in itertools.pairwise(borders)
+        for level in shifted_sigmas(high, low, SUBSTEPS, shift)
+    ]
     states = [start]
 
-    def keep(_pipe: object, _step: int, _time: object, tensors: dict[str, Tensor]) -> Any:
-        states.append(tensors["latents"].cpu())
+    def keep(_pipe: object, step: int, _time: object, tensors: dict[str, Tensor]) -> Any:
+        if (step + 1) % SUBSTEPS == 0:
+            states.append(tensors["latents"].cpu())
         return tensors
 
-    shift = find_adapter(pipe.transformer).shift(pipe.scheduler, start.shape[1], n_steps)
-    even = sigma / (shift - (shift - 1) * sigma)  # the scheduler shifts it to sigma
+    if borders[-1] > 0:
+        levels.append(borders[-1])  # a step that is not kept: the solver's last one ends at 0
     pipe(
         captions,
         height=SIZE_PX,
         width=SIZE_PX,
-        sigmas=[even * (1 - step / n_steps) for step in range(n_steps)],
-        num_inference_steps=n_steps,
+        sigmas=[level / (shift - (shift - 1) * level) for level in levels],  # it shifts them
+        num_inference_steps=len(levels),
         guidance_scale=GUIDANCE_SCALE,
         latents=start.to(pipe.device),
         max_sequence_length=MAX_TOKENS,
@@ -204,15 +208,14 @@ def _sample(
     return states
 
 
-def _windows(
-    states: Mapping[int, Tensor], sigmas: Sequence[float], borders: Sequence[int],
-    captions: list[str],
-) -> Segments:  # fmt: skip
-    """Segments between neighbouring borders; states and sigmas are by step."""
+def _windows(states: Sequence[Tensor], borders: Sequence[float], captions: list[str]) -> Segments:
+    """Segments between neighbouring borders."""
     parts = []
-    for start, end in itertools.pairwise(borders):
-        high, low = (torch.full((len(captions),), sigmas[step]) for step in (start, end))
-        parts.append(Segments(states[start].half(), states[end].half(), high, low, captions))
+    for (start, end), levels in zip(
+        itertools.pairwise(states), itertools.pairwise(borders), strict=True
+    ):
+        high, low = (torch.full((len(captions),), level) for level in levels)
+        parts.append(Segments(start.half(), end.half(), high, low, captions))
     return _join(parts)
 
 
