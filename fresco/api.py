@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -207,6 +206,4 @@ def _baseline_plan(pipe: Any, recipe: Recipe, adapter: AbstractModelAdapter) -> 
         if n < 1:
             raise RecipeError("recipe", [f"{given} px is less than a token @ $.baseline.{name}"])
     n_steps = recipe.baseline_steps
-    shift = functools.partial(adapter.shift, pipe.scheduler, n_steps=n_steps)
-    levels = adapter.levels(pipe.scheduler)
-    return make_plan(recipe, PlanRequest(n_steps, rows, columns, shift, levels=levels))
+    return make_plan(recipe, PlanRequest.of(adapter, pipe.scheduler, n_steps, rows, columns))

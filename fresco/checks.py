@@ -20,7 +20,6 @@ _SPACINGS = (  # config keys of spacings that are no shift of an even one
     "use_karras_sigmas",
     "use_exponential_sigmas",
     "use_beta_sigmas",
-    "shift_terminal",
 )
 _REASONS = {  # of schedulers that a recipe with stages cannot drive
     "FlowMatchHeunDiscreteScheduler": "calls the transformer twice between two of its sigmas",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -161,10 +160,8 @@ def plan(
         got = f"{rows} x {columns}, {n_text} and {n_steps}"
         fix = "Pass height, width, text_tokens and steps."
         raise ScheduleError(_WHERE, "at least 1 x 1 tokens, 1 text token and 1 step", got, fix)
-    shift = functools.partial(adapter.shift, pipe.scheduler, n_steps=n_steps)
     n_latent = ((frames or 1) - 1) // getattr(pipe, "vae_scale_factor_temporal", 1) + 1
-    levels = adapter.levels(pipe.scheduler)
-    request = PlanRequest(n_steps, rows, columns, shift, frames=n_latent, levels=levels)
+    request = PlanRequest.of(adapter, pipe.scheduler, n_steps, rows, columns, frames=n_latent)
     made = make_plan(checked, request)
     return _forecast(pipe.transformer, made, n_text, profile, on_count)
 

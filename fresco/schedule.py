@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, zip_longest
+from typing import TYPE_CHECKING, Any
 
 from fresco.ddim import Levels
 from fresco.errors import ScheduleError
@@ -13,8 +15,11 @@ from fresco.layout import PositionUnits, TokenLayout
 from fresco.lift import Lift
 from fresco.promotion import Promotion, seen_again
 from fresco.recipe import Recipe
-from fresco.sigmas import shifted_sigmas
+from fresco.sigmas import shifted_sigmas, stretched_sigmas
 from fresco.stretch import Stretch, scaled_steps, stretches
+
+if TYPE_CHECKING:
+    from fresco.ports import AbstractModelAdapter
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,7 @@ class PlanRequest:
         levels: Those that a scheduler with whole timesteps has; None: it takes any.
         start: Sigma of the run's first latents, in (0, 1]; below 1 they hold a picture.
         n_skipped: Requested steps that such a run leaves out.
+        terminal: Sigma of the last model call, if the scheduler stretches its sigmas to one.
     """
 
     n_steps: int
@@ -117,16 +123,30 @@ class PlanRequest:
     levels: Levels | None = None
     start: float = 1.0
     n_skipped: int = 0
+    terminal: float | None = None
+
+    @classmethod
+    def of(
+        cls, adapter: AbstractModelAdapter, scheduler: Any, n_steps: int, rows: int, columns: int,
+        **more: Any,
+    ) -> PlanRequest:  # fmt: skip
+        """What a run asks for whose noise levels are spaced as this scheduler's are."""
+        shift = functools.partial(adapter.shift, scheduler, n_steps=n_steps)
+        levels, terminal = adapter.levels(scheduler), scheduler.config.get("shift_terminal")
+        return cls(n_steps, rows, columns, shift, levels=levels, terminal=terminal, **more)
 
     def nearest(self, sigma: float) -> float:
         """The nearest noise level that the scheduler has."""
         return self.levels.nearest(sigma) if self.levels else sigma
 
-    def spaced(self, start: float, end: float, n: int, n_tokens: int) -> tuple[float, ...]:
-        """Space levels as the scheduler does by itself, for so many tokens."""
-        if self.levels:
+    def spaced(
+        self, start: float, end: float, n: int, n_tokens: int, shift: float | None = None
+    ) -> tuple[float, ...]:
+        """Space levels as the scheduler does by itself, for so many tokens or by this shift."""
+        if self.levels and shift is None:
             return self.levels.spaced(start, end, n)
-        return shifted_sigmas(start, end, n, self.shift(n_tokens))
+        sigmas = shifted_sigmas(start, end, n, self.shift(n_tokens) if shift is None else shift)
+        return stretched_sigmas(sigmas, self.terminal) if self.terminal and not end else sigmas
 
 
 def keeps_schedule(recipe: Recipe, n_requested: int) -> bool:
@@ -267,10 +287,9 @@ def _kept_plan(request: PlanRequest) -> Plan:
 def _sigmas(each: Stretch, request: PlanRequest, n_tokens: int) -> tuple[float, ...]:
     """Sigmas of a stage's calls: its own, its shift's or the scheduler's."""
     shift = each.stage.shift
-    if each.sigmas is None and shift is None:
-        return request.spaced(each.start, each.end, each.n_steps, n_tokens)
-    sigmas = each.sigmas or shifted_sigmas(each.start, each.end, each.n_steps, shift or 1.0)
-    return request.levels.distinct(sigmas, each.end) if request.levels else sigmas
+    sigmas = each.sigmas or request.spaced(each.start, each.end, each.n_steps, n_tokens, shift)
+    is_own = each.sigmas is None and shift is None
+    return request.levels.distinct(sigmas, each.end) if request.levels and not is_own else sigmas
 
 
 def _taken(recipe: Recipe, request: PlanRequest) -> list[Stretch]:

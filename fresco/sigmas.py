@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -74,3 +75,28 @@ def shifted_sigmas(start: float, end: float, n: int, shift: float) -> tuple[floa
     even = np.linspace(even_start, even_end, n + 1)[:-1]
     sigmas = shift * even / (1 + (shift - 1) * even)
     return (start, *(float(sigma) for sigma in sigmas[1:]))
+
+
+def stretched_sigmas(sigmas: Sequence[float], terminal: float) -> tuple[float, ...]:
+    """Stretch sigmas of a run's last steps so that the very last is `terminal`.
+
+    Args:
+        sigmas: Of the model calls, falling, >= 1 of them.
+        terminal: Above 0.
+
+    Returns:
+        Sigmas whose first is as before; all are, if there is but one or it is not above `terminal`.
+
+    Example:
+        >>> [round(sigma, 4) for sigma in stretched_sigmas([1.0, 0.75, 0.5, 0.25], 0.1)]
+        [1.0, 0.7, 0.4, 0.1]
+
+    Source:
+        `stretch_shift_to_terminal` of huggingface/diffusers@v0.42.1:
+        src/diffusers/schedulers/scheduling_flow_match_euler_discrete.py (Apache-2.0).
+    """
+    first, last = sigmas[0], sigmas[-1]
+    if last == first or first <= terminal:
+        return tuple(sigmas)
+    factor = (first - terminal) / (first - last)
+    return tuple(first - factor * (first - sigma) for sigma in sigmas)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import threading
 from collections.abc import Callable, Mapping
@@ -173,12 +172,16 @@ class Start:
             n_skipped: The first of them, which a run that starts from a picture leaves out.
         """
         rows, columns = run.fine.sides.shape
-        own = own_sigmas(self.scheduler)[n_skipped:]
-        shift = functools.partial(self.adapter.shift, self.scheduler, n_steps=n_steps)
-        start = self._first_sigma(n_skipped)
-        levels = self.adapter.levels(self.scheduler)
-        request = PlanRequest(
-            n_steps, rows, columns, shift, own, run.frames, levels, start, n_skipped
+        request = PlanRequest.of(
+            self.adapter,
+            self.scheduler,
+            n_steps,
+            rows,
+            columns,
+            sigmas=own_sigmas(self.scheduler)[n_skipped:],
+            frames=run.frames,
+            start=self._first_sigma(n_skipped),
+            n_skipped=n_skipped,
         )
         run.plan = make_plan(self.recipe, request)
         if not run.plan.keeps_schedule:

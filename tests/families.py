@@ -427,7 +427,7 @@ FAMILIES = {
         _qwen_image,
         clock=0,
         mixes=True,
-        scheduler={"use_dynamic_shifting": True},
+        scheduler={"use_dynamic_shifting": True, "shift_terminal": 0.02},
     ),
     "z_image": Family(
         "ZImagePipeline",
@@ -550,7 +550,8 @@ FAMILIES = {
         frames=2,
         zoom=2,
         mixes=True,
-        scheduler={"use_dynamic_shifting": True},
+        scheduler={"use_dynamic_shifting": True, "base_shift": 0.95, "max_shift": 2.05,
+                   "base_image_seq_len": 1024, "shift_terminal": 0.1},
     ),
     "ltx2": Family(
         "LTX2Pipeline",
@@ -575,7 +576,8 @@ FAMILIES = {
         frames=2,
         zoom=2,
         mixes=True,
-        scheduler={"use_dynamic_shifting": True},
+        scheduler={"use_dynamic_shifting": True, "base_shift": 0.95, "max_shift": 2.05,
+                   "base_image_seq_len": 1024, "shift_terminal": 0.1},
         missing=("text_encoder", "tokenizer", "vocoder"),
         parts=_ltx2_parts,
     ),

@@ -51,9 +51,10 @@ def short(monkeypatch):
 
 def shorten(patch):
     patch.setattr(drawn, "PER_SHARD", 1)
-    patch.setattr(drawn, "TEACHER_STEPS", 4)
-    patch.setattr(drawn, "LIFTED_STEPS", 2)
-    patch.setattr(drawn, "BORDERS", {"fine": (0, 1, 4), "coarse": (0, 1, 3)})
+    patch.setattr(drawn, "SUBSTEPS", 2)
+    patch.setattr(drawn, "BORDERS", (1.0, 0.9, 0.5, 0.0))
+    patch.setattr(drawn, "COARSE_BORDER", 1)
+    patch.setattr(drawn, "LIFTED_BORDER", 2)
     patch.setattr(distill, "BATCH", {"fine": 1, "coarse": 1, "lifted": 1})
 
 
@@ -71,9 +72,10 @@ def solve(pipe, start, sigmas, caption):
     return x
 
 
-def shifted(n_steps, shift):
-    even = [1 - step / n_steps for step in range(n_steps + 1)]
-    return [shift * t / (1 + (shift - 1) * t) for t in even]
+def halved(high, low):
+    """Two steps, evenly spaced before the scheduler's shift of 2.5."""
+    middle = sum(sigma / (2.5 - 1.5 * sigma) for sigma in (high, low)) / 2
+    return high, 2.5 * middle / (1 + 1.5 * middle), low
 
 
 def unpacked(tokens):
@@ -87,49 +89,44 @@ def test_segments_are_where_the_teacher_goes(teacher, short):
     pipe = load(teacher)
     shard = drawn.draw_shard(pipe, 31, 0)
     assert list(shard) == ["fine", "coarse", "lifted"]
-    fine, sigmas = shard["fine"], shifted(4, 2.5)
-    assert fine.start_sigma.tolist() == pytest.approx([1, sigmas[1]])
-    assert fine.end_sigma.tolist() == pytest.approx([sigmas[1], 0])
-    assert torch.equal(fine.start[1], fine.end[0])
-    for i, levels in enumerate((sigmas[:2], sigmas[1:])):
+    fine = shard["fine"]
+    assert fine.start_sigma.tolist() == pytest.approx([1, 0.9, 0.5])
+    assert fine.end_sigma.tolist() == pytest.approx([0.9, 0.5, 0])
+    assert torch.equal(fine.start[1:], fine.end[:-1])
+    for i, levels in enumerate((halved(1, 0.9), halved(0.9, 0.5), halved(0.5, 0))):
         end = solve(pipe, fine.start[i : i + 1], levels, fine.captions[i])
-        assert torch.allclose(end[0], fine.end[i].float(), atol=5e-3)
+        torch.testing.assert_close(end[0], fine.end[i].float(), rtol=0, atol=5e-3)
         assert not torch.allclose(fine.start[i].float(), fine.end[i].float(), atol=5e-2)
 
 
-def test_coarse_segments_are_cells_averages_at_the_fine_noise_level(teacher, short):
-    pipe = load(teacher)
-    shard = drawn.draw_shard(pipe, 31, 0)
-    fine, coarse, sigmas = shard["fine"], shard["coarse"], shifted(4, 2.5)
-    assert coarse.start_sigma.tolist() == pytest.approx([1, sigmas[1]])
-    assert coarse.end_sigma.tolist() == pytest.approx([sigmas[1], sigmas[3]])
-    assert torch.equal(coarse.start[1], coarse.end[0])
+def test_a_coarse_segment_is_cells_averages_at_the_fine_noise_level(teacher, short):
+    shard = drawn.draw_shard(load(teacher), 31, 0)
+    fine, coarse = shard["fine"], shard["coarse"]
+    assert coarse.start_sigma.tolist() == [1]
+    assert coarse.end_sigma.tolist() == pytest.approx([0.9])
     eps, at_border = (unpacked(fine.start[i].float()) for i in (0, 1))
-    at_end = unpacked(solve(pipe, fine.start[1:], sigmas[1:4], fine.captions[1])[0])
     pool = torch.nn.AvgPool2d(2)
-    seen = (eps, 1.0, coarse.start[0]), (at_border, sigmas[1], coarse.start[1])
-    for latents, sigma, tokens in (*seen, (at_end, sigmas[3], coarse.end[1])):
+    for latents, sigma, tokens in ((eps, 1.0, coarse.start), (at_border, 0.9, coarse.end)):
         view = pool(latents - sigma * eps) + sigma * 2 * pool(eps)
-        assert torch.allclose(unpacked(tokens.float()), view, atol=1e-2)
+        assert torch.allclose(unpacked(tokens[0].float()), view, atol=1e-2)
 
 
-def test_lifted_segments_begin_at_a_coarse_view_with_the_fields_noise(teacher, short):
+def test_a_lifted_segment_begins_at_a_coarse_view_with_the_fields_noise(teacher, short):
     pipe = load(teacher)
     shard = drawn.draw_shard(pipe, 31, 0)
-    lifted, last = shard["lifted"], shifted(4, 2.5)[3]
+    lifted = shard["lifted"]
     t = lifted.start_sigma.item()
     low, high = drawn.LIFTED_SIGMA
     assert low <= t <= high
     eps = unpacked(shard["fine"].start[0].float())
-    view = unpacked(shard["coarse"].end[1].float())
-    clean = view - last * 2 * torch.nn.functional.avg_pool2d(eps, 2)  # (1 - last) of it
+    view = unpacked(shard["coarse"].end[0].float())
+    clean = view - 0.9 * 2 * torch.nn.functional.avg_pool2d(eps, 2)  # a tenth of it
     spread = clean.repeat_interleave(2, 1).repeat_interleave(2, 2)
-    start = (1 - t) / (1 - last) * spread + t * eps
+    start = (1 - t) / (1 - 0.9) * spread + t * eps
     assert torch.allclose(unpacked(lifted.start[0].float()), start, atol=2e-2)
-    even = t / (2.5 - 1.5 * t)  # the time that the shift takes to this sigma
-    half = 2.5 * even / 2 / (1 + 1.5 * even / 2)
-    end = solve(pipe, lifted.start, [t, half, 0.0], lifted.captions[0])
+    end = solve(pipe, lifted.start, halved(t, 0.5), lifted.captions[0])
     assert torch.allclose(end, lifted.end.float(), atol=5e-3)
+    assert lifted.end_sigma.tolist() == [0.5]
 
 
 def test_every_shard_has_captions_and_noise_of_its_own_and_always_the_same(
@@ -143,7 +140,7 @@ def test_every_shard_has_captions_and_noise_of_its_own_and_always_the_same(
     assert first.captions != other.captions
     noise = torch.cat([first.start[:2], other.start[:2]])
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(noise, 2))
-    assert first.captions[:2] == first.captions[2:]  # a caption for both windows
+    assert first.captions == 3 * first.captions[:2]  # a caption for all windows
 
 
 def make_segments(n=4, tokens=64, seed=0):
@@ -162,15 +159,16 @@ def test_the_target_is_the_slope_of_the_segment(monkeypatch):
 
     monkeypatch.setattr(distill, "velocity", predict)
     ones = torch.ones(2, 4, 16)
+    ends = torch.stack((ones[0], 2 * ones[1]))
     segments = Segments(
-        3 * ones, ones, torch.tensor([1.0, 0.7]), torch.tensor([0.5, 0.2]), ["a", "b"]
+        3 * ones, ends, torch.tensor([1.0, 0.7]), torch.tensor([0.5, 0.2]), ["a", "b"]
     )
     share = torch.tensor([1.0, 0.25])
     loss = distill.slope_loss(None, segments, share, ones, ones)
-    assert seen["x"][:, 0, 0].tolist() == pytest.approx([3, 1.5])
+    assert seen["x"][:, 0, 0].tolist() == pytest.approx([3, 2.25])
     assert seen["sigma"].tolist() == pytest.approx([1, 0.325])
     assert seen["guidance"].tolist() == [GUIDANCE_SCALE] * 2
-    assert loss.item() == pytest.approx(16)  # (3 - 1) / 0.5, squared
+    assert loss.item() == pytest.approx((4 + 2) / 2)  # (3 - 1) / 0.5 and (3 - 2) / 0.5
 
 
 def test_inputs_lie_on_segments_a_share_of_them_where_windows_start():
@@ -381,8 +379,9 @@ import torch
 
 from fresco.reference import distill, distill_run, trajectories
 
-trajectories.PER_SHARD, trajectories.TEACHER_STEPS, trajectories.LIFTED_STEPS = 1, 3, 1
-trajectories.BORDERS = {"fine": (0, 3), "coarse": (0, 2)}
+trajectories.PER_SHARD, trajectories.SUBSTEPS = 1, 1
+trajectories.BORDERS = (1.0, 0.5, 0.0)
+trajectories.COARSE_BORDER = trajectories.LIFTED_BORDER = 1
 distill.ODDS, distill.BATCH = {"coarse": 1.0}, {"coarse": 2}
 folder = Path(sys.argv[1])
 distill_run.distill(folder, 0.001, lambda _: None, torch.device("cpu"))
