@@ -205,7 +205,7 @@ def _sample(
         output_type="latent",
         callback_on_step_end=keep,
     )
-    return states
+    return states[: len(borders)]
 
 
 def _windows(states: Sequence[Tensor], borders: Sequence[float], captions: list[str]) -> Segments:
