@@ -33,6 +33,7 @@ from fresco.reference.headline_rows import (
     distilled_way,
     find_lora,
     recipe_way,
+    undistilled_way,
 )
 from fresco.reference.provenance import provenance
 from fresco.reference.rows import BASELINE, plain
@@ -200,6 +201,7 @@ def _ways(suite: _Suite, missing: str) -> Iterator[Way | dict[str, Any]]:
             yield {"name": f"distilled, {steps} steps", "missing": missing}
         else:
             yield distilled_way(steps, suite.lora)
+    yield undistilled_way()
 
 
 def _check(asked: Headline) -> None:

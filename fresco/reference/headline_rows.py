@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from fresco.recipe import load_recipe
 from fresco.reference import WeightsError, lora_path
 from fresco.reference.bench import Way
 from fresco.reference.rows import BASELINE, content_of
+from fresco.reference.trajectories import BORDERS, SIZE_PX
 
 RECIPES = ("reference_10x", "reference_22x")
 DISTILLED_STEPS = (8, 4, 2, 1)
@@ -78,9 +79,25 @@ def recipe_way(name: str, lora: Lora | None) -> Way | None:
 
 
 def distilled_way(steps: int, lora: Lora) -> Way:
-    """The distilled LoRA alone, at full resolution."""
+    """The distilled LoRA alone, at full resolution and the noise levels it was distilled for."""
     entry = {"kind": "lora", "source": lora.source, "fuse": True}
-    return Way(f"distilled, {steps} steps", _recipe(entry), steps)
+    return Way(f"distilled, {steps} steps", _recipe(entry, stages=[_few_steps()]), steps)
+
+
+def undistilled_way() -> Way:
+    """As many steps at the same noise levels without the LoRA: what is due to these alone.
+
+    Example:
+        >>> undistilled_way().name
+        '4 steps at its noise levels, no LoRA'
+    """
+    n = len(BORDERS) - 1
+    return Way(f"{n} steps at its noise levels, no LoRA", _recipe(stages=[_few_steps()]), n)
+
+
+def _few_steps() -> dict[str, Any]:
+    """The stage of a recipe that steps where the windows of the distillation do."""
+    return {"cell": 1, "steps": len(BORDERS) - 1, "sigmas": list(BORDERS[:-1])}
 
 
 def cache_ways(speedup: float) -> list[Way]:
@@ -104,5 +121,11 @@ def cache_ways(speedup: float) -> list[Way]:
     ]
 
 
-def _recipe(entry: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {"schema": 1, "model": "FluxTransformer2DModel", "stack": [dict(entry)]}
+def _recipe(
+    *entries: Mapping[str, Any], stages: Sequence[Mapping[str, Any]] = ()
+) -> Mapping[str, Any]:
+    content = {"schema": 1, "model": "FluxTransformer2DModel", "stack": [*map(dict, entries)]}
+    if not stages:
+        return content
+    baseline = {"steps": stages[0]["steps"], "height": SIZE_PX, "width": SIZE_PX}
+    return content | {"baseline": baseline, "stages": [*map(dict, stages)]}
