@@ -42,6 +42,7 @@ BILLIONS = {  # as the model's name, card or paper says
     "hunyuan-image-21": 17,
     "hunyuan-video": 13,
     "hunyuan-video-i2v": 13,
+    "hunyuan-video15-480p": 8.3,
     "ltx-video": 2,
     "ltx2": 19,
     "lumina2": 2.6,
@@ -67,6 +68,7 @@ TOKENS = {  # of a full step: latent frames x rows x columns, of what is not giv
     "flux2-klein-4b": 64 * 64,
     "flux2-klein-9b": 64 * 64,
     "hunyuan-image-21": 64 * 64,
+    "hunyuan-video15-480p": 31 * 30 * 53,
     "hunyuan-video-i2v": 32 * 45 * 80,  # of 33 latent frames, the first is given
     "ltx-video": 21 * 16 * 22,
     "ltx2": 16 * 16 * 24,
@@ -136,6 +138,7 @@ def crossed(n, n_text, d, d_ff, layers):
     [
         ("flux1-kontext-dev", joint(2 * 4096 + 512, 3072, 19 + 38)),
         ("cogvideox-5b", joint(13 * 30 * 45 + 226, 48 * 64, 42)),
+        ("hunyuan-video15-480p", joint(31 * 30 * 53 + 1000 + 256 + 729, 2048, 54)),
         ("wan22-ti2v-5b", crossed(31 * 22 * 40, 512, 3072, 14336, 30)),
         ("wan21-t2v-1300m", crossed(21 * 30 * 52, 512, 1536, 8960, 30)),
     ],
