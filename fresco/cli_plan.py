@@ -91,6 +91,11 @@ def _totals(found: Forecast, device: str | None) -> list[str]:
         f"Memory at the peak step, estimated: {found.peak_bytes / 2**30:.3g} GiB of activations, "
         f"besides {found.weight_bytes / 2**30:.3g} GiB of weights in bfloat16.",
     ]
+    if found.n_given_tokens:
+        lines.append(
+            f"Every call has {found.n_given_tokens} more tokens, of what is given (a reference "
+            "picture, a first frame), at full resolution; they are in the FLOPs."
+        )
     if found.seconds and found.baseline_s:
         seconds = sum(found.seconds)
         lines.append(

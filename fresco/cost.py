@@ -11,6 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fresco.memory import peak_bytes
+from fresco.meta import FullMasks
 from fresco.ports import AbstractModelAdapter, find_adapter
 from fresco.schedule import Plan, Step
 
@@ -111,7 +112,7 @@ def _count(model: Any, config: str, n_tokens: int, n_text_tokens: int) -> int:
     """Count on a copy without weights; cached per model and shape."""
     transformer = skeleton(model, config)
     adapter: AbstractModelAdapter = find_adapter(transformer)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, FullMasks():
         transformer(**adapter.example_call(transformer, n_tokens, n_text_tokens))
     return int(counter.get_total_flops())
 
@@ -121,7 +122,7 @@ def _count_attention(model: Any, config: str, n_tokens: int, n_text_tokens: int)
     """FLOPs of the attention modules alone, in one call; cached per model and shape."""
     transformer = skeleton(model, config)
     adapter: AbstractModelAdapter = find_adapter(transformer)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, FullMasks():
         transformer(**adapter.example_call(transformer, n_tokens, n_text_tokens))
     by_module = counter.get_flop_counts()
     return sum(sum(counts.values()) for name, counts in by_module.items() if name.endswith(".attn"))
@@ -135,7 +136,8 @@ def _follow(model: Any, config: str, n_tokens: int, n_text_tokens: int, dtype: t
     torch.nn.Module.to(transformer, dtype)  # diffusers' own warns of what is kept in float32
     adapter: AbstractModelAdapter = find_adapter(transformer)
     call = adapter.example_call(transformer, n_tokens, n_text_tokens)
-    return peak_bytes(lambda: transformer(**call), transformer.parameters())
+    with FullMasks():
+        return peak_bytes(lambda: transformer(**call), transformer.parameters())
 
 
 @functools.lru_cache(maxsize=4)

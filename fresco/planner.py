@@ -40,6 +40,7 @@ class Forecast:
         weight_bytes: The transformer's weights in bfloat16.
         seconds: Of each step at least, on `device`; None without a device. An estimate.
         baseline_s: Of the plain run at least.
+        n_given_tokens: Beside the plan's in every call: of reference pictures and still frames.
         unknown_tokens: Whether a threshold decides at run time, so that tokens are at most these.
     """
 
@@ -52,6 +53,7 @@ class Forecast:
     seconds: tuple[float, ...] | None = None
     baseline_s: float | None = None
     unknown_tokens: bool = False
+    n_given_tokens: int = 0
 
     @property
     def total_flops(self) -> int:
@@ -81,6 +83,7 @@ class Forecast:
             "rows": self.plan.rows,
             "columns": self.plan.columns,
             "text_tokens": self.n_text_tokens,
+            "given_tokens": self.n_given_tokens,
             "steps": steps,
             "flops": self.total_flops,
             "baseline_steps": self.plan.n_requested,
@@ -160,10 +163,17 @@ def plan(
         got = f"{rows} x {columns}, {n_text} and {n_steps}"
         fix = "Pass height, width, text_tokens and steps."
         raise ScheduleError(_WHERE, "at least 1 x 1 tokens, 1 text token and 1 step", got, fix)
-    n_latent = ((frames or 1) - 1) // getattr(pipe, "vae_scale_factor_temporal", 1) + 1
+    n_latent = adapter.latent_frames(pipe, frames or 1) - (run.still_frames if run else 0)
+    if n_latent < 1:
+        got = f"{frames or 1}, of which the first is given"
+        raise ScheduleError(_WHERE, "frames to predict", got, "Ask for more frames.")
+    n_given = run.reference_tokens + run.still_frames * rows * columns if run else 0
     request = PlanRequest.of(adapter, pipe.scheduler, n_steps, rows, columns, frames=n_latent)
     made = make_plan(checked, request)
-    return _forecast(pipe.transformer, made, n_text, profile, on_count)
+    if n_given and any(step.units == "phase" for step in made.steps):
+        expected, got = "tokens of the picture alone with positions: phase", f"{n_given} others"
+        raise ScheduleError(_WHERE, expected, got, "Use positions: fine.")
+    return _forecast(pipe.transformer, made, n_text, n_given, profile, on_count)
 
 
 def model_of(
@@ -225,7 +235,7 @@ def _text_tokens(pipe: Any) -> int:
 
 
 def _forecast(
-    transformer: Any, plan: Plan, n_text: int, device: Device | None, on_count: Any
+    transformer: Any, plan: Plan, n_text: int, n_given: int, device: Device | None, on_count: Any
 ) -> Forecast:
     """Count each number of tokens once."""
     full = plan.n_full_tokens
@@ -233,9 +243,9 @@ def _forecast(
     flops = {}
     for i, n_tokens in enumerate(counts):
         on_count(i, len(counts) + 1)
-        flops[n_tokens] = pass_flops(transformer, n_tokens, n_text)
+        flops[n_tokens] = pass_flops(transformer, n_tokens + n_given, n_text)
     on_count(len(counts), len(counts) + 1)
-    held = pass_bytes(transformer, max(step.n_tokens for step in plan.steps), n_text)
+    held = pass_bytes(transformer, max(step.n_tokens for step in plan.steps) + n_given, n_text)
     on_count(len(counts) + 1, len(counts) + 1)
     weights = weight_bytes(transformer)
     each = tuple(
@@ -254,4 +264,5 @@ def _forecast(
         tuple(device.seconds(count, weights) for count in each) if device else None,
         plan.n_requested * device.seconds(flops[full], weights) if device else None,
         any(step.promotion and step.promotion.tau is not None for step in plan.steps),
+        n_given,
     )

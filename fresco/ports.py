@@ -18,6 +18,11 @@ from fresco.layout import TokenLayout
 from fresco.target import Prediction, Target
 
 ENTRY_POINT_GROUP = "fresco.adapters"
+_TEMPORAL = (  # what pipelines call the frames per latent frame
+    "vae_scale_factor_temporal",
+    "vae_temporal_compression_ratio",
+    "vae_temporal_scale_factor",
+)
 
 
 class AbstractModelAdapter(ABC):
@@ -73,6 +78,12 @@ class AbstractModelAdapter(ABC):
     @abstractmethod
     def grid(self, pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:
         """Fine token rows and columns of a picture in image px; None is the pipeline's default."""
+
+    def latent_frames(self, pipe: Any, frames: int) -> int:
+        """Latent frames, of one grid of tokens each, that a video of so many frames has."""
+        factors = (getattr(pipe, name, None) for name in _TEMPORAL)
+        factor = next((int(each) for each in factors if each), 1)
+        return (frames - 1) // factor + 1
 
     def spacing(self, n_steps: int) -> Sequence[float]:
         """Sigmas that the pipeline passes by itself, before any shift."""

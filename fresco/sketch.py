@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,8 @@ class RunConfig(Config):
     width: int = Field(ge=1, description="image px")
     text_tokens: int = Field(ge=1)
     frames: int = Field(1, ge=1, description="of a video")
+    reference_tokens: int = Field(0, ge=0, description="of pictures beside the one that is made")
+    still_frames: int = Field(0, ge=0, description="first latent frames that are given")
 
 
 class TinyConfig(Config):
@@ -84,6 +87,16 @@ class Sketch:
     vae_scale_factor_temporal: int
     run: RunConfig
 
+    @property
+    def vae_scale_factor_spatial(self) -> int:
+        """The name that most video pipelines have for it."""
+        return self.vae_scale_factor
+
+    @property
+    def vae_spatial_compression_ratio(self) -> int:
+        """LTX's name."""
+        return self.vae_scale_factor
+
 
 def known_models() -> Mapping[str, Path | None]:
     """List the models that can be planned without weights: file by name, None for `reference`.
@@ -93,7 +106,8 @@ def known_models() -> Mapping[str, Path | None]:
         (True, None)
     """
     folder = Path(str(importlib.resources.files("fresco.adapters"))) / "configs"
-    return {path.stem: path for path in sorted(folder.glob("*.json"))} | {"reference": None}
+    files = sorted(folder.glob("*.json"), key=operator.attrgetter("stem"))
+    return {path.stem: path for path in files} | {"reference": None}
 
 
 def load_model_config(source: str | Path) -> ModelConfig:
@@ -160,7 +174,7 @@ def model_like(transformer: Path | Mapping[str, Any]) -> str:
         transformer: Config, or path of a `transformer/config.json`.
 
     Returns:
-        The first of `known_models()` with that class.
+        The one of `known_models()` with that class that shares most of its settings.
 
     Raises:
         SketchError: If the config cannot be read, or no known model has its class.
@@ -170,14 +184,18 @@ def model_like(transformer: Path | Mapping[str, Any]) -> str:
         'wan21-14b'
     """
     own = _read(transformer) if isinstance(transformer, Path) else transformer
-    classes: dict[str, str] = {}
-    for model in known_models():
-        classes.setdefault(load_model_config(model).transformer["_class_name"], model)
+    known = {model: load_model_config(model).transformer for model in known_models()}
     name = str(own.get("_class_name"))
-    if name not in classes:
+    alike = {model: config for model, config in known.items() if config["_class_name"] == name}
+    if not alike:
+        classes = dict.fromkeys(config["_class_name"] for config in known.values())
         got, fix = unknown("model class", name, classes), "Pass the config.json of its transformer."
         raise SketchError("sketch_model(transformer)", "a class with an adapter", got, fix)
-    return classes[name]
+
+    def n_shared(model: str) -> int:
+        return sum(own.get(key) == value for key, value in alike[model].items())
+
+    return max(alike, key=n_shared)
 
 
 def tiny_model(name: str) -> tuple[TinyConfig | None, Any]:

@@ -12,6 +12,8 @@ from fresco.ports import register_adapter
 
 from .video import VideoAdapter, rotate
 
+_N_BYT5, _N_PICTURE = 256, 729  # tokens beside the text's that every call of the pipeline has
+
 
 @register_adapter
 class HunyuanVideo15Adapter(VideoAdapter):
@@ -50,9 +52,9 @@ class HunyuanVideo15Adapter(VideoAdapter):
         text = {
             "encoder_hidden_states": latents.new_zeros(1, n_text_tokens, config.text_embed_dim),
             "encoder_attention_mask": latents.new_ones(1, n_text_tokens),
-            "encoder_hidden_states_2": latents.new_zeros(1, 1, config.text_embed_2_dim),
-            "encoder_attention_mask_2": latents.new_zeros(1, 1),
-            "image_embeds": latents.new_zeros(1, 1, config.image_embed_dim),
+            "encoder_hidden_states_2": latents.new_zeros(1, _N_BYT5, config.text_embed_2_dim),
+            "encoder_attention_mask_2": latents.new_zeros(1, _N_BYT5),
+            "image_embeds": latents.new_zeros(1, _N_PICTURE, config.image_embed_dim),
         }
         return {
             "hidden_states": latents,

@@ -43,7 +43,8 @@ class LTX2VideoAdapter(LTXVideoAdapter):
 
     def check(self, pipe: Any) -> None:
         super().check(pipe)
-        if not any(base.__name__ == "LTX2Pipeline" for base in type(pipe).__mro__):
+        names = [base.__name__ for base in type(pipe).__mro__]
+        if hasattr(pipe, "prepare_latents") and "LTX2Pipeline" not in names:  # no mere sketch
             where, fix = "accelerate(pipe, recipe)", "Use a recipe without stages."
             got = f"{type(pipe).__name__}, which holds some tokens fixed or appends others"
             raise AdapterError(where, "LTX2Pipeline", got, fix)

@@ -57,6 +57,10 @@ class PlainAdapter(AbstractModelAdapter):
         token_px = factor * self.patch_px
         return int(height) // token_px, int(width) // token_px
 
+    def latent_frames(self, pipe: Any, frames: int) -> int:
+        n_patches: int = -(-super().latent_frames(pipe, frames) // self.patch_frames)
+        return n_patches
+
     def latents_shape(self, layout: TokenLayout) -> tuple[int, ...]:
         frames = (-1,) if self.is_video else ()
         return (self.config.in_channels, *frames, *layout.grid_px)

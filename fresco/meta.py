@@ -1,0 +1,47 @@
+"""Calls on the meta device whose shapes depend on values: as if no token were padding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+class FullMasks(TorchFunctionMode):
+    """Lets a transformer on the meta device sort its tokens by a mask.
+
+    Every mask holds for all tokens, its inverse for none, and no condition on values is true.
+    So it counts what a call computes where padding is computed as the rest is.
+
+    Example:
+        >>> x, mask = torch.ones(3, 2, device="meta"), torch.ones(3, device="meta").bool()
+        >>> with FullMasks():
+        ...     torch.cat((x[mask], x[~mask])).shape
+        torch.Size([3, 2])
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Collection[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Answer for tensors without values; do as asked with all others."""
+        if args and isinstance(args[0], Tensor) and args[0].is_meta:
+            if func is Tensor.__bool__:
+                return False
+            if func is Tensor.__invert__:
+                inverse = func(*args)
+                inverse.holds_for_none = True
+                return inverse
+            if func is Tensor.__getitem__ and _is_mask(args[1]):
+                return args[0][:0] if hasattr(args[1], "holds_for_none") else args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def _is_mask(index: object) -> bool:
+    return isinstance(index, Tensor) and index.is_meta and index.dtype == torch.bool
