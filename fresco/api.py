@@ -85,7 +85,8 @@ class Accelerated:
                 "neither",
                 "Call the pipeline first.",
             )
-        return plan_cost(self.plan, self._middleware.transformer, text)
+        given = self.report.n_given_tokens  # 0 before a run
+        return plan_cost(self.plan, self._middleware.transformer, text, given)
 
     def restore(self) -> None:
         """Take the whole stack off, last on first off; the pipeline is as before.

@@ -72,7 +72,9 @@ def weight_bytes(transformer: Any, dtype: torch.dtype = torch.bfloat16) -> int:
     return n_weights * dtype.itemsize
 
 
-def step_flops(plan: Plan, step: Step, transformer: Any, n_text_tokens: int) -> int:
+def step_flops(
+    plan: Plan, step: Step, transformer: Any, n_text_tokens: int, n_given: int = 0
+) -> int:
     """Count the FLOPs of one step of a plan, one pass.
 
     Args:
@@ -80,31 +82,33 @@ def step_flops(plan: Plan, step: Step, transformer: Any, n_text_tokens: int) -> 
         step: One of its steps.
         transformer: A diffusers model; only its class and config are used.
         n_text_tokens: Text tokens of the call.
+        n_given: Image tokens beside the plan's: of pictures that are given.
 
     Returns:
         FLOPs; with phase-aligned positions those of the second attention too.
     """
     identity = _identity(transformer)
     again = (plan.frames * n for n in step.n_seen_again)
-    return pass_flops(transformer, step.n_tokens, n_text_tokens) + sum(
+    return pass_flops(transformer, step.n_tokens + n_given, n_text_tokens) + sum(
         _count_attention(*identity, n, n_text_tokens) for n in again
     )
 
 
-def plan_cost(plan: Plan, transformer: Any, n_text_tokens: int) -> Cost:
+def plan_cost(plan: Plan, transformer: Any, n_text_tokens: int, n_given: int = 0) -> Cost:
     """Count the FLOPs of a plan and of the plain run it stands for.
 
     Args:
         plan: Of a run.
         transformer: A diffusers model; only its class and config are used.
         n_text_tokens: Text tokens of every call.
+        n_given: Image tokens of every call beside the plan's: of pictures that are given.
 
     Returns:
         Both counts.
     """
-    flops = sum(step_flops(plan, step, transformer, n_text_tokens) for step in plan.steps)
-    full = pass_flops(transformer, plan.n_full_tokens, n_text_tokens)
-    return Cost(flops, plan.n_requested * full)
+    flops = (step_flops(plan, step, transformer, n_text_tokens, n_given) for step in plan.steps)
+    full = pass_flops(transformer, plan.n_full_tokens + n_given, n_text_tokens)
+    return Cost(sum(flops), plan.n_requested * full)
 
 
 @functools.lru_cache(maxsize=256)

@@ -55,7 +55,7 @@ class Middleware:
     @property
     def report(self) -> Report:
         """Record of the last run."""
-        return Report(tuple(self.last.records), self.last.n_text_tokens) if self.last else Report()
+        return self.last.report if self.last else Report()
 
     def attach(self) -> None:
         """Attach everything, or nothing if that fails."""
@@ -201,7 +201,7 @@ class Middleware:
         if run.n_passes == 0:
             run.started_s = now_s(run.noise.eps)
         call = call_by_name(module, args, kwargs)
-        run.n_text_tokens = self.adapter.text_tokens(call)
+        run.count_tokens(self.adapter, call)
         self._begin_call(run, step, call)
         if step.side == 1:
             self.listeners.before_call(self._call, module)

@@ -202,6 +202,10 @@ class AbstractModelAdapter(ABC):
     def text_tokens(self, call: Mapping[str, Any]) -> int:
         """Number of text tokens in a call."""
 
+    def given_tokens(self, call: Mapping[str, Any], layout: TokenLayout) -> int:  # noqa: ARG002
+        """Image tokens in a full grid's call that are given: a reference picture, a first frame."""
+        return 0
+
     @abstractmethod
     def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
         """Arguments of one pass on the transformer's device, batch 1, to count FLOPs with."""

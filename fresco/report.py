@@ -48,6 +48,8 @@ class Report:
     Args:
         steps: The steps taken, in order.
         n_text_tokens: Text tokens of its calls.
+        n_given_tokens: Image tokens of its calls beside those of the steps: of a reference
+            picture, or a first frame that is given.
 
     Example:
         >>> print(Report((StepRecord(0, 1.0, 2, 256, 1, 0.5),)))
@@ -57,6 +59,7 @@ class Report:
 
     steps: tuple[StepRecord, ...] = ()
     n_text_tokens: int = 0
+    n_given_tokens: int = 0
 
     @property
     def seconds(self) -> float:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -14,10 +15,13 @@ from torch import Tensor
 from fresco.layout import TokenLayout
 from fresco.noise import NoiseField
 from fresco.promotion import Promotion, promote
-from fresco.report import StepRecord
+from fresco.report import Report, StepRecord
 from fresco.schedule import Plan, Step
 from fresco.score import N_ESTIMATES, SCORES, Evidence
 from fresco.wraps import calling, goes_on_elsewhere
+
+if TYPE_CHECKING:
+    from fresco.ports import AbstractModelAdapter
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Run:
         n_reused: Modules, blocks or their attention, that it did not compute in these.
         started_s: Clock at the first of them.
         n_text_tokens: Of the last call.
+        n_given_tokens: Of it, those of pictures that are given, at full resolution.
         records: Of the steps taken.
         clean: Clean estimates of the last steps, [b, c, h, w]; kept if the plan promotes.
         mixed: Layouts of the images in a mixed step.
@@ -71,6 +76,7 @@ class Run:
     n_reused: int = 0
     started_s: float = 0.0
     n_text_tokens: int = 0
+    n_given_tokens: int = 0
     records: list[StepRecord] = field(default_factory=list)
     clean: deque[Tensor] = field(default_factory=lambda: deque(maxlen=N_ESTIMATES))
     mixed: tuple[TokenLayout, ...] = ()
@@ -80,6 +86,16 @@ class Run:
     copies: list[Any] = field(default_factory=list)
     _layouts: dict[int, TokenLayout] = field(default_factory=dict)
     _fields: dict[tuple[int, ...], NoiseField] = field(default_factory=dict)
+
+    @property
+    def report(self) -> Report:
+        """Its record so far."""
+        return Report(tuple(self.records), self.n_text_tokens, self.n_given_tokens)
+
+    def count_tokens(self, adapter: AbstractModelAdapter, call: Mapping[str, Any]) -> None:
+        """Count what a full grid's call has beside the picture's own tokens."""
+        self.n_text_tokens = adapter.text_tokens(call)
+        self.n_given_tokens = adapter.given_tokens(call, self.fine)
 
     @property
     def is_here(self) -> bool:

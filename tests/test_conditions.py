@@ -10,6 +10,7 @@ import torch
 
 import fresco
 from fresco import errors
+from fresco.cost import pass_flops
 from fresco.ports import find_adapter
 from tests.conftest import draw_latents, traces
 from tests.families import FAMILIES, _noise
@@ -127,6 +128,20 @@ def test_less_than_full_strength_is_refused_where_the_family_does_not_know_it(fi
         with fresco.accelerate(fill, raw) as accelerated:
             assert draw_latents(fill, **ASKED["fill"], strength=0.5).equal(plain)
             assert len(accelerated.report.steps) == 3
+
+
+def test_costs_count_the_tokens_of_a_reference_picture(tiny_flux_pipe):
+    pipe = diffusers.FluxKontextPipeline(**tiny_flux_pipe.components)
+    pipe.set_progress_bar_config(disable=True)
+    asked = {"image": picture(), "height": 64, "width": 96}
+    with fresco.accelerate(pipe, STAGED) as accelerated:
+        draw_latents(pipe, **asked, _auto_resize=False, max_area=64 * 96)
+        report, cost = accelerated.report, accelerated.cost()
+    assert report.n_given_tokens == 96
+    counts = [
+        pass_flops(pipe.transformer, 96 + s.tokens, report.n_text_tokens) for s in report.steps
+    ]
+    assert cost.flops == sum(counts)
 
 
 @pytest.mark.parametrize("raw", [STAGED, MIXED])

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 import fresco
 from fresco import errors
+from fresco.cost import pass_flops
 from fresco.layout import TokenLayout
 from fresco.ports import find_adapter
 from fresco.wraps import call_by_name
@@ -233,6 +234,21 @@ def test_frames_behind_the_first_follow_their_predictions_by_euler(name):
         velocity = said[0] if n == 1 else said[1] + 2 * (said[0] - said[1])
         expected = seen + (steps[k + 1].sigma - steps[k].sigma) * velocity
         torch.testing.assert_close(then, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", STILL)
+def test_costs_count_the_first_frame_s_tokens(name):
+    family = FROM_PICTURES[name]
+    pipe = family.make()
+    with fresco.accelerate(pipe, STAGED) as accelerated:
+        family.draw(pipe)
+        report, cost = accelerated.report, accelerated.cost()
+    assert report.n_given_tokens == N
+    counts = [
+        pass_flops(pipe.transformer, N + s.tokens, report.n_text_tokens) for s in report.steps
+    ]
+    assert cost.flops == sum(counts)
+    assert cost.baseline_flops == 6 * counts[-1]
 
 
 @pytest.mark.parametrize("name", STILL)

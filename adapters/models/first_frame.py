@@ -19,8 +19,8 @@ class FirstFrameAdapter(VideoAdapter):
     """Latents [b, c, f, h, w]; of `n_still` first frames the transformer sees what is given.
 
     They hold no noise, so they are no part of the carrier: their tokens are those of the full
-    grid in every step, come before the others' cells and are not counted. The transformer
-    sees all of them as one row of one frame, at positions of their own.
+    grid in every step and come before the others' cells. The transformer sees all of them as
+    one row of one frame, at positions of their own.
     """
 
     n_still = 0  # first frames that are given: 0 or 1
@@ -38,6 +38,9 @@ class FirstFrameAdapter(VideoAdapter):
         """The carrier's frames behind still ones of zeros, [b, c, f, h, w]: none looks at those."""
         moving = super().pack(carrier)
         return torch.cat((torch.zeros_like(moving[:, :, : self.n_still]), moving), dim=2)
+
+    def given_tokens(self, call: Mapping[str, Any], layout: TokenLayout) -> int:
+        return self.n_still * layout.sides.numel()
 
     def embed(
         self, call: Mapping[str, Any], tokens: Tensor, layout: TokenLayout, positions: Tensor

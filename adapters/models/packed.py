@@ -82,6 +82,9 @@ class PackedAdapter(AbstractModelAdapter):
     def text_tokens(self, call: Mapping[str, Any]) -> int:
         return int(call["encoder_hidden_states"].shape[1])
 
+    def given_tokens(self, call: Mapping[str, Any], layout: TokenLayout) -> int:
+        return int(call["hidden_states"].shape[1]) - layout.sides.numel()
+
     def _patches(self, packed: Tensor) -> Tensor:
         """[b, n, c * p * p] as [b, n, c, p, p], the order the pipeline packs in."""
         b, n, d = packed.shape
