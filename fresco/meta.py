@@ -13,14 +13,17 @@ from torch.overrides import TorchFunctionMode
 class FullMasks(TorchFunctionMode):
     """Lets a transformer on the meta device sort its tokens by a mask.
 
-    Every mask holds for all tokens, its inverse for none, and no condition on values is true.
-    So it counts what a call computes where padding is computed as the rest is.
+    Every mask holds for all tokens, its inverse for none, and no other condition on values is
+    true. So it counts what a call computes where padding is computed as the rest is.
 
     Example:
         >>> x, mask = torch.ones(3, 2, device="meta"), torch.ones(3, device="meta").bool()
         >>> with FullMasks():
         ...     torch.cat((x[mask], x[~mask])).shape
         torch.Size([3, 2])
+        >>> with FullMasks():
+        ...     mask[None].sum(dim=1).tolist(), bool(x.sum() == 0)
+        ([3], False)
     """
 
     def __torch_function__(
@@ -38,6 +41,12 @@ class FullMasks(TorchFunctionMode):
                 inverse = func(*args)
                 inverse.holds_for_none = True
                 return inverse
+            if func is Tensor.sum and args[0].dtype == torch.bool:
+                counts = func(*args, **(kwargs or {}))
+                counts.of_each = args[0].numel() // counts.numel()
+                return counts
+            if func is Tensor.tolist and hasattr(args[0], "of_each"):
+                return [args[0].of_each] * len(args[0])
             if func is Tensor.__getitem__ and _is_mask(args[1]):
                 return args[0][:0] if hasattr(args[1], "holds_for_none") else args[0]
         return func(*args, **(kwargs or {}))

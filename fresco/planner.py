@@ -82,6 +82,7 @@ class Forecast:
         return {
             "rows": self.plan.rows,
             "columns": self.plan.columns,
+            "frames": self.plan.frames,
             "text_tokens": self.n_text_tokens,
             "given_tokens": self.n_given_tokens,
             "steps": steps,
@@ -163,11 +164,12 @@ def plan(
         got = f"{rows} x {columns}, {n_text} and {n_steps}"
         fix = "Pass height, width, text_tokens and steps."
         raise ScheduleError(_WHERE, "at least 1 x 1 tokens, 1 text token and 1 step", got, fix)
-    n_latent = adapter.latent_frames(pipe, frames or 1) - (run.still_frames if run else 0)
+    n_still = run.still_frames if run else adapter.still_frames(pipe)
+    n_latent = adapter.latent_frames(pipe, frames or 1) - n_still
     if n_latent < 1:
         got = f"{frames or 1}, of which the first is given"
         raise ScheduleError(_WHERE, "frames to predict", got, "Ask for more frames.")
-    n_given = run.reference_tokens + run.still_frames * rows * columns if run else 0
+    n_given = (run.reference_tokens if run else 0) + n_still * rows * columns
     request = PlanRequest.of(adapter, pipe.scheduler, n_steps, rows, columns, frames=n_latent)
     made = make_plan(checked, request)
     if n_given and any(step.units == "phase" for step in made.steps):

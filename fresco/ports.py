@@ -85,6 +85,10 @@ class AbstractModelAdapter(ABC):
         factor = next((int(each) for each in factors if each), 1)
         return (frames - 1) // factor + 1
 
+    def still_frames(self, pipe: Any) -> int:  # noqa: ARG002
+        """First latent frames that a pipeline's videos are given."""
+        return 0
+
     def spacing(self, n_steps: int) -> Sequence[float]:
         """Sigmas that the pipeline passes by itself, before any shift."""
         return [1 - step / n_steps for step in range(n_steps)]

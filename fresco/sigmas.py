@@ -90,6 +90,8 @@ def stretched_sigmas(sigmas: Sequence[float], terminal: float) -> tuple[float, .
     Example:
         >>> [round(sigma, 4) for sigma in stretched_sigmas([1.0, 0.75, 0.5, 0.25], 0.1)]
         [1.0, 0.7, 0.4, 0.1]
+        >>> stretched_sigmas([0.05, 0.025], 0.1)
+        (0.05, 0.025)
 
     Source:
         `stretch_shift_to_terminal` of huggingface/diffusers@v0.42.1:

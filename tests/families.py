@@ -26,6 +26,7 @@ class Family:
         passes: Transformer calls of a step.
         frames: Latent frames of that call, or patches of them.
         patch_frames: Latent frames of a patch.
+        still_frames: First latent frames that are given, beside those.
         scheduler: Config of the scheduler.
         scheduler_class: Class of diffusers.
         prediction: What the scheduler is given: "flow", or its `prediction_type`.
@@ -48,6 +49,7 @@ class Family:
     passes: int = 1
     frames: int = 1
     patch_frames: int = 1
+    still_frames: int = 0
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     scheduler_class: str = "FlowMatchEulerDiscreteScheduler"
     prediction: str = "flow"
@@ -288,7 +290,30 @@ def _hunyuan_video_15_parts() -> dict[str, Any]:
     return {"vae": vae.eval(), "guider": guider}
 
 
+def _flux() -> dict[str, Any]:
+    return {"prompt_embeds": _noise(1, 5, 16), "pooled_prompt_embeds": _noise(1, 16, seed=3)}
+
+
 FAMILIES = {
+    "flux": Family(
+        "FluxPipeline",
+        "FluxTransformer2DModel",
+        {
+            "in_channels": 16,
+            "num_layers": 2,
+            "num_single_layers": 2,
+            "attention_head_dim": 16,
+            "num_attention_heads": 2,
+            "joint_attention_dim": 16,
+            "pooled_projection_dim": 16,
+            "axes_dims_rope": (4, 6, 6),
+        },
+        _flux,
+        clock=0,
+        mixes=True,
+        scheduler={"use_dynamic_shifting": True},
+        missing=("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
+    ),
     "sd3": Family(
         "StableDiffusion3Pipeline",
         "SD3Transformer2DModel",

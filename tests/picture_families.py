@@ -26,7 +26,7 @@ def _hunyuan_video_parts() -> dict[str, Any]:
     return {"vae": vae.eval()}
 
 
-def _of_hunyuan_video(pipeline: str, frames: int = 3, **config: Any) -> Family:
+def _of_hunyuan_video(pipeline: str, frames: int = 3, still: int = 0, **config: Any) -> Family:
     """HunyuanVideo with another pipeline and a VAE, on a transformer of this config."""
     plain = FAMILIES["hunyuan_video"]
     return replace(
@@ -35,6 +35,7 @@ def _of_hunyuan_video(pipeline: str, frames: int = 3, **config: Any) -> Family:
         config={**plain.config, **config},
         asked=_hunyuan_video,
         frames=frames,
+        still_frames=still,
         missing=plain.missing[1:] + ("image_processor",) * ("Skyreels" not in pipeline),
         parts=_hunyuan_video_parts,
     )
@@ -81,12 +82,13 @@ FROM_PICTURES = {  # frames: those that are predicted
     ),
     "skyreels": _of_hunyuan_video("HunyuanSkyreelsImageToVideoPipeline", in_channels=8),
     "token_replace": _of_hunyuan_video(
-        "HunyuanVideoImageToVideoPipeline", frames=2, image_condition_type="token_replace"
+        "HunyuanVideoImageToVideoPipeline", 2, 1, image_condition_type="token_replace"
     ),
     "wan_ti2v": replace(
         FAMILIES["wan"],
         pipeline="WanImageToVideoPipeline",
         asked=_wan,
+        still_frames=1,
         missing=("text_encoder", "tokenizer", "image_encoder", "image_processor"),
         parts=_wan_parts,
     ),

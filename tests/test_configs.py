@@ -72,6 +72,7 @@ TOKENS = {  # of a full step: latent frames x rows x columns, of what is not giv
     "hunyuan-video-i2v": 32 * 45 * 80,  # of 33 latent frames, the first is given
     "ltx-video": 21 * 16 * 22,
     "ltx2": 16 * 16 * 24,
+    "lumina2": 64 * 64,
     "pixart-sigma-1024": 64 * 64,
     "sana-1600m-1024": 32 * 32,
     "wan21-i2v-14b": 21 * 30 * 52,

@@ -195,8 +195,8 @@ def test_coarse_steps_are_those_of_the_coarse_model(family, pipe):
 
 
 EVEN = {  # before the shift; other pipelines leave that to the scheduler, or have their own
-    "chroma", "hunyuan_image", "hunyuan_video", "hunyuan_video_15", "ltx", "ltx2", "lumina2",
-    "qwen_image", "z_image",
+    "chroma", "flux", "hunyuan_image", "hunyuan_video", "hunyuan_video_15", "ltx", "ltx2",
+    "lumina2", "qwen_image", "z_image",
 }  # fmt: skip
 
 
@@ -225,6 +225,7 @@ def test_runs_of_other_sizes_and_after_a_death_are_right(family, pipe):
         first = family.draw(pipe)
         family.draw(pipe, height=32, width=48)
         assert accelerated.plan.n_full_tokens == family.frames * 2 * 3
+        assert accelerated.report.n_given_tokens == family.still_frames * 2 * 3
         hook = pipe.transformer.register_forward_pre_hook(die)
         with hook, pytest.raises(ValueError, match="on purpose"):
             family.draw(pipe)

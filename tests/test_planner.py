@@ -246,6 +246,7 @@ def test_frames_of_a_video_count_as_tokens():
     still = fresco.plan("wan21-14b", recipe, **size, frames=1)
     assert forecast.flops[1] > 3 * still.flops[1]  # attention is over all frames
     assert fresco.plan("wan21-14b", recipe, **size).plan.frames == 21
+    assert fresco.plan("wan21-14b", recipe, **size, frames=80).plan.frames == 21  # it rounds up
 
 
 def test_many_steps_of_few_shapes_are_counted_once_per_shape(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -108,6 +109,22 @@ def test_a_stage_s_own_sigmas_are_used_and_resampled():
     recipe = load_recipe({"schema": 1, "model": "any", "stages": stages})
     assert make_plan(recipe, request(2)).sigmas == (1.0, 0.4, 0.0)
     assert make_plan(recipe, request(4)).sigmas == pytest.approx((1.0, 0.7, 0.4, 0.2, 0.0))
+
+
+def test_the_last_stage_alone_is_stretched_to_a_terminal_sigma():
+    raw = {
+        "schema": 1,
+        "model": "any",
+        "baseline": {"steps": 8},
+        "stages": [{"cell": 2, "steps": 2, "until_sigma": 0.6}, {"cell": 1, "steps": 3}],
+    }
+    asked = request(n_steps=8, shift=1.0)
+    plain, stretched = (
+        make_plan(load_recipe(raw), replace(asked, terminal=terminal)).sigmas
+        for terminal in (None, 0.1)
+    )
+    assert plain == pytest.approx((1.0, 0.8, 0.6, 0.4, 0.2, 0.0))
+    assert stretched == pytest.approx((1.0, 0.8, 0.6, 0.35, 0.1, 0.0))
 
 
 @pytest.mark.parametrize(("n", "taken"), [(50, 5), (100, 10), (25, 3), (5, 1), (1, 1)])

@@ -325,3 +325,16 @@ def test_what_acts_on_one_transformer_is_refused_with_the_reason(two, monkeypatc
     for match, entry in stacks.items():
         with pytest.raises(errors.AttachError, match=match):
             fresco.accelerate(two, {**STAGED, "stack": [QUANTIZE, entry]})
+
+
+def test_what_is_asked_of_a_stack_is_asked_of_both(monkeypatch):
+    settled, looked_at = [], []
+
+    def settle(attachment):
+        settled.append(attachment)
+
+    monkeypatch.setattr("fresco.techniques.AbstractAttachment.settle", settle)
+    monkeypatch.setattr("fresco.stack.offload_of", lambda all_: looked_at.append(len(all_)))
+    with fresco.accelerate(make_two(), {**PLAIN, "stack": [CACHES["first_block"]]}) as accelerated:
+        assert settled == attachments(accelerated)
+    assert set(looked_at) == {2}

@@ -227,3 +227,12 @@ def test_cogvideox_s_own_schedule_is_told_as_a_flow_s():
     kept = pipe.scheduler.alphas_cumprod[pipe.scheduler.timesteps]
     expected = (1 - kept).sqrt() / ((1 - kept).sqrt() + kept.sqrt())
     assert [step.sigma for step in steps] == pytest.approx(expected.tolist())
+
+
+def test_costs_of_mochi_are_refused_with_the_reason():
+    family = FAMILIES["mochi"]
+    pipe = family.make()
+    with fresco.accelerate(pipe, STAGED) as accelerated:
+        family.draw(pipe)
+        with pytest.raises(errors.AdapterError, match="asks torch for an autocast"):
+            accelerated.cost()

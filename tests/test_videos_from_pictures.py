@@ -244,11 +244,14 @@ def test_costs_count_the_first_frame_s_tokens(name):
         family.draw(pipe)
         report, cost = accelerated.report, accelerated.cost()
     assert report.n_given_tokens == N
-    counts = [
-        pass_flops(pipe.transformer, N + s.tokens, report.n_text_tokens) for s in report.steps
-    ]
+    n_text = report.n_text_tokens
+    counts = [pass_flops(pipe.transformer, N + step.tokens, n_text) for step in report.steps]
     assert cost.flops == sum(counts)
     assert cost.baseline_flops == 6 * counts[-1]
+    frames = 4 * (family.frames + family.still_frames - 1) + 1
+    forecast = fresco.plan(pipe, STAGED, height=64, width=96, frames=frames, text_tokens=n_text)
+    assert (forecast.n_given_tokens, forecast.total_flops) == (N, cost.flops)
+    assert [step.n_tokens for step in forecast.plan.steps] == [s.tokens for s in report.steps]
 
 
 @pytest.mark.parametrize("name", STILL)

@@ -6,6 +6,7 @@ import logging
 import warnings
 from pathlib import Path
 
+import diffusers
 import torch
 
 import fresco
@@ -13,6 +14,7 @@ from fresco.errors import FrescoError, FrescoWarning, RecipeError
 from tests.families import FAMILIES
 from tests.matrix import FORCED, lora_weights
 from tests.test_families import MIXED, STAGED
+from tests.test_start import KINDS, Started
 
 PAGE = Path(__file__).parents[1] / "docs/reference/models.md"
 INTRODUCTION = """\
@@ -21,22 +23,22 @@ INTRODUCTION = """\
 Written by `python -m tests.write_models`; a test fails if it is stale. Every cell ran through the
 family's real diffusers pipeline with tiny random weights on a CPU, with whole-grid stages (mixed
 ones in that column): `yes` is a finite picture with the technique at work, anything else the
-reason. It says nothing about picture quality. FLUX.1, the first family, has
-[a matrix of its own](combinations.md). PixArt and CogVideoX run with DDIM, not with the schedulers
-that their pipelines bring ([why](../explanation/noise.md)). Runs that start from a noisy picture
-(strength below 1) work with stages in the image-to-image and inpainting pipelines of FLUX.1 and
-SD3, FLUX.1 Fill and Kontext inpainting (`pytest tests/test_start.py`), and are refused in all
-others. ControlNets work with stages on FLUX.1 and SD3 (`pytest tests/test_controlnet.py`);
-residuals of others are refused. Pictures as conditions work with stages, whole-grid and mixed:
-reference pictures of FLUX.1 Kontext and Qwen-Image-Edit (Plus) keep their resolution, the mask and
-picture of FLUX.1 Fill and Control are averaged without a swap of noise, and what Kontext does not
-inpaint stays (`pytest tests/test_conditions.py`). So do videos from a picture: its channels are
-averaged (HunyuanVideo `latent_concat` and SkyReels, Wan 2.1, CogVideoX 1.0 and 1.5), a first frame
-that is given keeps its tokens (HunyuanVideo `token_replace`, Wan 2.2 TI2V;
-`pytest tests/test_videos_from_pictures.py`). The sound of LTX-2 keeps its tokens and is stepped at
-the noise levels of the video (`pytest tests/test_ltx2.py`); its pipelines for pictures are refused.
-On Wan 2.2, quantization, caches and compilation are on both transformers
-(`pytest tests/test_two_transformers.py`).
+reason. It says nothing about picture quality. FLUX.1, the first family, has [a matrix of its
+own](combinations.md) beside its row. PixArt and CogVideoX run with DDIM, not with the schedulers
+that their pipelines bring ([why](../explanation/noise.md)). `img2img` starts from a noisy picture,
+at strength 0.7; so do the inpainting pipelines of FLUX.1 and SD3, FLUX.1 Fill and Kontext
+inpainting (`pytest tests/test_start.py`), and all others are refused. ControlNets work with stages
+on FLUX.1 and SD3 (`pytest tests/test_controlnet.py`); residuals of others are refused. Pictures as
+conditions work with stages, whole-grid and mixed: reference pictures of FLUX.1 Kontext and
+Qwen-Image-Edit (Plus) keep their resolution, the mask and picture of FLUX.1 Fill and Control are
+averaged without a swap of noise, and what Kontext does not inpaint stays (`pytest
+tests/test_conditions.py`). So do videos from a picture: its channels are averaged (HunyuanVideo
+`latent_concat` and SkyReels, Wan 2.1, CogVideoX 1.0 and 1.5), a first frame that is given keeps
+its tokens (HunyuanVideo `token_replace`, Wan 2.2 TI2V; `pytest
+tests/test_videos_from_pictures.py`). The sound of LTX-2 keeps its tokens and is stepped at the
+noise levels of the video (`pytest tests/test_ltx2.py`); its pipelines for pictures are refused. On
+Wan 2.2, quantization, caches and compilation are on both transformers (`pytest
+tests/test_two_transformers.py`).
 """
 MAGCACHE = {**FORCED["magcache"], "ratios": (1.0, 1.0)}  # they are calibrated per model
 STACKS = {
@@ -53,8 +55,32 @@ STACKS = {
 }
 
 
-def run_cell(family, column):
+IMG2IMG = "img2img"
+
+
+def run_img2img(name):
+    """`yes`, or why a family's pipeline does not start from a noisy picture."""
+    if name in KINDS:
+        started = Started(name)
+        with fresco.accelerate(started.pipe, STAGED):
+            picture = started.draw()
+        return "yes" if bool(picture.isfinite().all()) else "values that are not finite"
+    family = FAMILIES[name]
+    pipeline = family.pipeline.replace("Pipeline", "Img2ImgPipeline")
+    if not hasattr(diffusers, pipeline):
+        return "diffusers has no pipeline of the family that starts from a noisy picture"
+    try:
+        with fresco.accelerate(getattr(diffusers, pipeline)(**family.make().components), STAGED):
+            return f"nothing here runs {pipeline}"
+    except FrescoError as error:
+        return f"expected {error.expected}, got {error.got}"
+
+
+def run_cell(name, column):
     """`yes`, or why not."""
+    if column == IMG2IMG:
+        return run_img2img(name)
+    family = FAMILIES[name]
     raw, stack = STACKS[column]
     pipe = family.make()
     torch._dynamo.reset()
@@ -80,12 +106,14 @@ def run_cell(family, column):
 def make_page():
     """The page: a table of marks, and the reasons below it."""
     logging.getLogger("diffusers").setLevel(logging.ERROR)
-    lines = [INTRODUCTION, f"| model | {' | '.join(STACKS)} |", "|---" * (len(STACKS) + 1) + "|"]
+    columns = [*STACKS]
+    columns.insert(2, IMG2IMG)
+    lines = [INTRODUCTION, f"| model | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     reasons = {}
-    for family in FAMILIES.values():
+    for name, family in FAMILIES.items():
         marks = []
-        for column in STACKS:
-            said = run_cell(family, column)
+        for column in columns:
+            said = run_cell(name, column)
             number = 0 if said == "yes" else reasons.setdefault(said, len(reasons) + 1)
             marks.append(f"no ({number})" if number else "yes")
         lines.append(f"| `{family.transformer}` | {' | '.join(marks)} |")

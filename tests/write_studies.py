@@ -42,13 +42,13 @@ def _tables(report):
         yield "|---" * len(headings) + "|"
         for row in dict.fromkeys((report["baseline"], *group["rows"])):
             found = report["rows"][row]
-            cells = [_cell(found, *column) for _, *column in COLUMNS]
-            to_first = _cell(report["differences"][name].get(row, {}), "judge_difference", "+.1%")
+            cells = [cell(found, *column) for _, *column in COLUMNS]
+            to_first = cell(report["differences"][name].get(row, {}), "judge_difference", "+.1%")
             yield f"| {row} | {' | '.join([*cells, to_first])} |"
     yield ""
 
 
-def _cell(found, key, form, unit=""):
+def cell(found, key, form, unit=""):
     """A figure, with its interval where it has one."""
     if found.get(key) is None:
         return ""

@@ -48,6 +48,9 @@ class HunyuanVideoAdapter(FirstFrameAdapter):
         if kind or n_seen > self.channels:
             refuse_no_picture(pipe, kind or f"{n_seen} channels")
 
+    def still_frames(self, pipe: Any) -> int:
+        return self.n_still
+
     def prepared(self, result: Any) -> Tensor:
         return super().prepared(result)[:, :, self.n_still :]  # its steps leave them out, too
 

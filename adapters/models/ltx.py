@@ -54,6 +54,9 @@ class LTXVideoAdapter(PackedAdapter):
     def frames(self, packed: Tensor, layout: TokenLayout) -> int:
         return packed.shape[1] // layout.sides.numel()
 
+    def given_tokens(self, call: Mapping[str, Any], layout: TokenLayout) -> int:
+        return 0
+
     def unpack(self, packed: Tensor, layout: TokenLayout) -> Tensor:
         rows, columns = layout.sides.shape
         if packed.ndim != 3 or packed.shape[1] % (rows * columns):

@@ -56,3 +56,13 @@ class Lumina2Adapter(StripAdapter):
 
     def shift(self, scheduler: Any, n_tokens: int, n_steps: int) -> float:
         return super().shift(scheduler, self.config.in_channels, n_steps)
+
+    def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
+        latents, width = self.example_latents(transformer, n_tokens), self.config.cap_feat_dim
+        return {
+            "hidden_states": latents,
+            "timestep": latents.new_zeros(1),
+            "encoder_hidden_states": latents.new_zeros(1, n_text_tokens, width),
+            "encoder_attention_mask": latents.new_ones(1, n_text_tokens).bool(),
+            "return_dict": False,
+        }

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fresco.errors import AdapterError
 from fresco.ports import register_adapter
 
 from .video import VideoAdapter
@@ -58,6 +59,10 @@ class MochiAdapter(VideoAdapter):
 
     def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
         latents, width = self.example_latents(transformer, n_tokens), self.config.text_embed_dim
+        if latents.is_meta:
+            expected = "a model whose FLOPs can be counted without weights"
+            got = "MochiTransformer3DModel, which asks torch for an autocast on its device"
+            raise AdapterError("Accelerated.cost()", expected, got, "Compare seconds instead.")
         return {
             "hidden_states": latents,
             "encoder_hidden_states": latents.new_zeros(1, n_text_tokens, width),

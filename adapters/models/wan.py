@@ -43,6 +43,13 @@ class WanAdapter(FirstFrameAdapter):
         self.n_still = int(is_mixed)
         return super().prepared(result)
 
+    def still_frames(self, pipe: Any) -> int:
+        takes_picture = any(c.__name__ == "WanImageToVideoPipeline" for c in type(pipe).__mro__)
+        return int(takes_picture and pipe.config.expand_timesteps)
+
+    def latent_frames(self, pipe: Any, frames: int) -> int:
+        return frames // int(pipe.vae_scale_factor_temporal) + 1  # it rounds up to 4 n + 1
+
     def frames(self, packed: Tensor, layout: TokenLayout) -> int:
         return super().frames(packed, layout) - self.n_still
 
