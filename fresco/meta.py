@@ -42,11 +42,11 @@ class FullMasks(TorchFunctionMode):
                 inverse.holds_for_none = True
                 return inverse
             if func is Tensor.sum and args[0].dtype == torch.bool:
-                counts = func(*args, **(kwargs or {}))
+                counts: Any = func(*args, **(kwargs or {}))
                 counts.of_each = args[0].numel() // counts.numel()
                 return counts
-            if func is Tensor.tolist and hasattr(args[0], "of_each"):
-                return [args[0].of_each] * len(args[0])
+            if func is Tensor.tolist and (of_each := getattr(args[0], "of_each", None)):
+                return [of_each] * len(args[0])
             if func is Tensor.__getitem__ and _is_mask(args[1]):
                 return args[0][:0] if hasattr(args[1], "holds_for_none") else args[0]
         return func(*args, **(kwargs or {}))

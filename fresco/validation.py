@@ -52,13 +52,13 @@ def check_mechanics(specimen: Specimen, recipe: Recipe) -> None:
         ValidationError: If tokens or calls differ from the plan, a value is not finite, or the
             pipeline is another one afterwards.
     """
-    before = specimen.draw(1)
+    before = specimen.draw(2)  # one step is none under diffusers' shift_terminal: 0 / 0
     with accelerate(specimen.pipe, recipe) as fast:
         latents = specimen.draw(recipe.baseline_steps or 2)
         check_report(fast)
     if not latents.isfinite().all():
         raise failure("finite latents", "others")
-    if not torch.equal(before, specimen.draw(1)):
+    if not torch.equal(before, specimen.draw(2)):
         raise failure("a pipeline that is bit-identical once restored", "another picture")
 
 

@@ -18,6 +18,11 @@ stages:
 MANY, LIMIT_S = 5000, 240
 
 
+def heed_interrupts():
+    """What a shell's background jobs, and so their children, ignore."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_a_validation_that_is_stopped_leaves_its_pairs(tmp_path):
     (tmp_path / "mine.yaml").write_text(RECIPE)
     (tmp_path / "prompts.txt").write_text("a red ring\n" * MANY)
@@ -25,12 +30,19 @@ def test_a_validation_that_is_stopped_leaves_its_pairs(tmp_path):
     asked = ("--model", "reference", "--prompts", "prompts.txt", "--json", "record.json")
     record, since = tmp_path / "record.json", time.monotonic()
     with subprocess.Popen(
-        [*command, *asked], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [*command, *asked],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=heed_interrupts,  # noqa: PLW1509  # no thread of this process holds a lock of it
     ) as running:
         while not record.exists() and running.poll() is None and time.monotonic() < since + LIMIT_S:
             time.sleep(0.2)
         running.send_signal(signal.SIGINT)
-        printed, _ = running.communicate(timeout=LIMIT_S)
+        try:
+            printed, _ = running.communicate(timeout=LIMIT_S)
+        finally:
+            running.kill()  # a child that goes on would be waited for
     assert running.returncode == 130, printed.decode()
     found = json.loads(record.read_text())
     assert found["complete"] is False
