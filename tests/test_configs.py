@@ -1,4 +1,4 @@
-"""Published configurations: their weights as their authors say, their plans as arithmetic does."""
+"""Published configurations: how many weights they have, and plans as arithmetic has them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ HALVES = {
     "baseline": {"steps": 2},
     "stages": [{"cell": 2, "steps": 1, "until_sigma": 0.5}, {"cell": 1, "steps": 1}],
 }
-BILLIONS = {  # as the model's name, card or paper says
+BILLIONS = {  # as its name or card says; where that says less, as its blocks come to
     "aura-flow": 6.8,
     "chroma": 8.9,
-    "cogvideox-2b": 1.7,  # the paper (arXiv 2408.06072) rounds its 30 layers of 1920 up to 2
+    "cogvideox-2b": 1.7,  # 30 layers of 1920; named 2
     "cogvideox-5b": 5.6,
     "cogvideox15-5b": 5.6,
     "cogview4-6b": 6,
@@ -53,7 +53,7 @@ BILLIONS = {  # as the model's name, card or paper says
     "sd35-medium": 2.5,
     "wan21-14b": 14,
     "wan21-i2v-14b": 16.4,  # 14 and the attention to CLIP's picture, 2 x 40 layers of 5120 x 5120
-    "wan21-t2v-1300m": 1.4,
+    "wan21-t2v-1300m": 1.4,  # named 1.3
     "wan22-i2v-a14b": 14,
     "wan22-t2v-a14b": 14,
     "wan22-ti2v-5b": 5,
@@ -83,13 +83,13 @@ TOKENS = {  # of a full step: latent frames x rows x columns, of what is not giv
 }
 
 
-def test_every_known_model_has_a_size_that_its_authors_name():
+def test_every_known_model_has_a_size():
     assert BILLIONS.keys() == known_models().keys() - {"reference"}
     assert TOKENS.keys() < BILLIONS.keys()
 
 
 @pytest.mark.parametrize("model", BILLIONS)
-def test_a_configuration_has_as_many_weights_as_its_authors_say_and_plans(model, monkeypatch):
+def test_a_configuration_has_as_many_weights_as_is_said_and_plans(model, monkeypatch):
     transformer = sketch_model(model).transformer
     tables = sum(table.numel() for table in transformer.buffers())  # of positions, in SD3's files
     found = weight_bytes(transformer) / 2e9 + tables / 1e9
