@@ -19,6 +19,8 @@ from fresco.reference.dataset import make_example
 from fresco.reference.figures import REAL_SEED
 from fresco.reference.headline import Headline, run_headline
 from fresco.reference.studies import StudyError
+from fresco.reference.trajectories import BORDERS
+from fresco.schedule import PlanRequest, make_plan
 from tests.matrix import lora_weights
 from tests.test_cli import run
 
@@ -152,6 +154,19 @@ def test_without_the_lora_its_rows_say_that_it_is_missing(asked, sampled, monkey
     for name in missing:
         assert "fresco reference distill" in rows[name]["missing"]
     assert "speedup" in rows["reference_10x"]
+
+
+@pytest.mark.parametrize("n", [8, 4, 2])
+def test_a_lora_steps_where_its_windows_end(n, lora_file):
+    way = headline_rows.distilled_way(n, headline_rows.Lora("a.safetensors", lora_file))
+    request = PlanRequest(way.steps, 32, 32, lambda _n_tokens: 2.5)
+    found = make_plan(load_recipe(way.recipe), request).sigmas
+    assert len(found) == n + 1
+    fewer, more = sorted((found, BORDERS), key=len)
+    assert set(fewer) <= set(more)
+    plain = headline_rows.undistilled_way()
+    assert (plain.steps, plain.recipe["stack"]) == (len(BORDERS) - 1, [])
+    assert plain.recipe["stages"] == way.recipe["stages"]
 
 
 def test_rows_with_a_lora_are_kept_by_its_content(asked, sampled, lora_file):
