@@ -170,11 +170,12 @@ def pareto(
         with console.status("Loading"):
             from fresco.reference.bench import How
             from fresco.reference.plot import save_pareto
-            from fresco.reference.rows import pareto_groups
+            from fresco.reference.rows import FEWER, pareto_groups
             from fresco.reference.studies import Study, run_study
 
         file, groups = out / "pareto.json", tuple(pareto_groups().values())
-        study = Study("fresco pareto", groups, file, folder, prompts, How(batch=batch), dtype)
+        study = Study("fresco pareto", groups, file, folder, prompts, How(batch=batch), dtype,
+                      against=FEWER)  # fmt: skip
         with progress_bar() as bar:
             report = run_study(study, named_tasks(bar))
         save_pareto(report, out / "pareto.png")
@@ -262,7 +263,7 @@ def _print_stack_table(report: Mapping[str, Any]) -> None:
 
 
 def _print_study(report: Mapping[str, Any]) -> None:
-    """A table per group; its first row is what the differences refer to."""
+    """A table per group; differences are to its first row, or to another group's in that place."""
     columns = ("", "speedup", "FLOPs", "PSNR dB", "SSIM", "asked", "difference", "scenes", "fine")
     for name, group in report["groups"].items():
         title = f"{name}: {group['question']}; {report['n_prompts']} captions"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fresco.cost import pass_flops
-from fresco.reference import bench, rows
+from fresco.reference import bench, measured, rows
 from fresco.reference.bench import How, StaleError, Way, batch_key, measure
 from fresco.weights import weights_digest
 from tests.conftest import FRESCO_5
@@ -59,24 +59,24 @@ def test_a_row_that_is_done_is_not_sampled_again(tiny_flux_pipe, tmp_path, calls
 
 def test_a_row_of_another_process_is_timed_anew(tiny_flux_pipe, tmp_path, calls, monkeypatch):
     first = measure(tiny_flux_pipe, PLAIN, PROMPTS, HOW, tmp_path)
-    monkeypatch.setattr(bench, "PROCESS", "another")
+    monkeypatch.setattr(measured, "PROCESS", "another")
     monkeypatch.setattr(bench, "TIMED_BATCHES", 2)
     calls.clear()
     untimed = measure(tiny_flux_pipe, PLAIN, PROMPTS, HOW, tmp_path, timed=False)
     assert calls == []
     assert torch.equal(untimed.images, first.images)
-    assert untimed.loop_s == untimed.call_s == ()
+    assert untimed.loop_s == untimed.call_s == untimed.step_s == ()
     for _ in range(2):  # once for the process
         timed = measure(tiny_flux_pipe, PLAIN, PROMPTS, HOW, tmp_path)
         assert calls == [(0, 2, 2), (0, 2, 2), (2, 2, 2)]  # the first warms up
         assert torch.equal(timed.images, first.images)
-        assert len(timed.loop_s) == len(timed.call_s) == 4
+        assert len(timed.loop_s) == len(timed.call_s) == len(timed.step_s) == 4
         assert set(timed.loop_s).isdisjoint(first.loop_s)
 
 
 def test_kept_pictures_of_other_code_are_noticed(tiny_flux_pipe, tmp_path, monkeypatch):
     measure(tiny_flux_pipe, PLAIN, PROMPTS[:2], HOW, tmp_path)
-    monkeypatch.setattr(bench, "PROCESS", "another")
+    monkeypatch.setattr(measured, "PROCESS", "another")
     sample = bench._sample
 
     def changed(*given):
@@ -113,6 +113,26 @@ def test_seconds_are_those_of_a_batch_by_its_pictures(tiny_flux_pipe, tmp_path, 
     tiny_flux_pipe._num_timesteps = 2  # of a call that was not made
     row = measure(tiny_flux_pipe, PLAIN, PROMPTS[:2], HOW, tmp_path)
     assert (row.loop_s, row.call_s) == ((3.0, 3.0), (4.0, 4.0))
+
+
+def test_rows_are_compared_in_full_steps_beside_them(tiny_flux_pipe, tmp_path, monkeypatch):
+    slowdown, n = iter((1.0, 3.0, 1.0)), []
+    images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+
+    def slowed(_pipe, prompts, *_):  # once to warm up, then batch by batch
+        pictures, times = images.repeat(len(prompts), 1, 1, 1), n[-1] if n else 1.0
+        return pictures, 10.0 * len(prompts) * times, 12.0 * len(prompts) * times
+
+    def before(done):
+        n.append(next(slowdown))
+
+    monkeypatch.setattr(bench, "_sample", slowed)
+    monkeypatch.setattr(bench, "step_clock", lambda _: lambda n_pictures: 2 * n_pictures * n[-1])
+    tiny_flux_pipe._num_timesteps = 2
+    row = measure(tiny_flux_pipe, PLAIN, PROMPTS[:4], HOW, tmp_path, before)
+    assert row.loop_s == (10.0, 10.0, 30.0, 30.0)
+    assert row.step_s == (2.0, 2.0, 6.0, 6.0)
+    assert (row.loop_in_steps, row.call_in_steps) == (5.0, 6.0)
 
 
 def test_the_asked_guidance_is_that_of_the_call(tiny_flux_pipe, monkeypatch):

@@ -14,8 +14,8 @@ import fresco.reference
 from fresco.output import OutputError, write_text
 from fresco.quality import psnr_db
 from fresco.recipe import known_recipes
-from fresco.reference.bench import Measured
 from fresco.reference.dataset import make_example
+from fresco.reference.measured import Measured
 from tests.reference_parts import assemble_untrained
 
 
@@ -164,7 +164,7 @@ def test_evaluate_says_how_another_number_of_steps_differs(monkeypatch, tmp_path
         steps.append(way.steps)
         on_pictures(len(prompts))
         seconds = (1.0,) * len(prompts)
-        return Measured(rendered // (3 - way.steps), seconds, seconds, way.steps, seconds)
+        return Measured(rendered // (3 - way.steps), seconds, seconds, way.steps, seconds, seconds)
 
     monkeypatch.setattr("fresco.reference.load", lambda *_: object())
     monkeypatch.setattr("fresco.reference.evaluate.measure", measured)
@@ -237,6 +237,7 @@ def test_a_study_is_printed_with_its_intervals(command, tmp_path, monkeypatch):
     result = run(command, "--prompts", "2", "--folder", str(tmp_path), *files[command])
     assert result.exit_code == 0
     assert (asked[0].n_prompts, asked[0].folder) == (2, tmp_path)
+    assert asked[0].against == {"ablate": None, "pareto": "fewer steps"}[command]
     assert "9.50x" in result.output
     assert "75.0% [25.0%, 400.0%]" in result.output
     assert "-50.0% [-75.0%, +0.0%]" in result.output

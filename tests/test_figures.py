@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from fresco.reference import figures
-from fresco.reference.bench import Measured
 from fresco.reference.captions import Caption, parse
 from fresco.reference.dataset import make_example
+from fresco.reference.measured import Measured
 
 
 @pytest.fixture(autouse=True)
@@ -34,9 +34,10 @@ def real():
     return captions, row_of(torch.stack(pictures), 2.0, 50)
 
 
-def row_of(images, loop_s, full_steps):
+def row_of(images, loop_s, full_steps, step_s=1.0):
     n = len(images)
-    return Measured(images, (loop_s,) * n, (float(full_steps),) * n, full_steps, (loop_s,) * n)
+    seconds, flops = (loop_s,) * n, (float(full_steps),) * n
+    return Measured(images, seconds, flops, full_steps, seconds, (step_s,) * n)
 
 
 def test_figures_of_the_same_pictures(real, tmp_path):
@@ -76,11 +77,20 @@ def test_figures_of_worse_pictures(real, tmp_path):
             low, high = figure[f"{name}_interval"]
             assert low <= figure[name] + 1e-6
             assert figure[name] <= high + 1e-6
-    lost = figures.judge_difference(assessed[2], assessed[0])
+    lost = figures.differences(assessed[2], assessed[0])
     assert lost["judge_difference"] == pytest.approx(found[2]["judge"] - found[0]["judge"])
     assert lost["judge_difference_interval"][1] < 0
-    same = figures.judge_difference(assessed[0], assessed[0])
-    assert same == {"judge_difference": 0, "judge_difference_interval": [0, 0]}
+    same = figures.differences(assessed[0], assessed[0])
+    zero = {"judge_difference": 0, "scene_difference": 0}
+    assert same == zero | {f"{name}_interval": [0, 0] for name in zero}
+    assert lost["scene_difference"] == pytest.approx(found[2]["scene"] - found[0]["scene"])
+
+
+def test_speedup_is_by_full_steps_beside_the_rows(real):
+    captions, full = real
+    beside_other_work = row_of(full.images, 2.0, 50, step_s=4.0)
+    alone, slowed = (figures.assess(row, full, captions) for row in (full, beside_other_work))
+    assert figures.figures(slowed, alone)["speedup"] == pytest.approx(4)
 
 
 def test_real_features_are_drawn_once(tmp_path, monkeypatch):

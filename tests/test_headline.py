@@ -13,11 +13,12 @@ import fresco.reference
 from fresco.output import OutputError
 from fresco.recipe import load_recipe
 from fresco.reference import WeightsError, bench, figures, headline, headline_rows
-from fresco.reference.bench import How, Measured, Way, measure
+from fresco.reference.bench import How, Way, measure
 from fresco.reference.captions import Caption, parse
 from fresco.reference.dataset import make_example
 from fresco.reference.figures import REAL_SEED
 from fresco.reference.headline import Headline, run_headline
+from fresco.reference.measured import Measured
 from fresco.reference.studies import StudyError
 from fresco.reference.trajectories import BORDERS
 from fresco.schedule import PlanRequest, make_plan
@@ -76,7 +77,10 @@ def sampled(monkeypatch):
         loop_s = next((s for k, s in SECONDS.items() if way.name.startswith(k)), way.steps / 5)
         images = torch.stack(pictures[:n])
         images = torch.full_like(images, 255) if way.name.split(" (")[0] in BLANK else images
-        return Measured(images, (loop_s,) * n, (way.steps,) * n, way.steps, (loop_s + CALL_S,) * n)
+        call_s, step_s = loop_s + CALL_S, 0.2
+        return Measured(
+            images, (loop_s,) * n, (way.steps,) * n, way.steps, (call_s,) * n, (step_s,) * n
+        )
 
     interval = figures.bootstrap_interval
 

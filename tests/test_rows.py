@@ -72,7 +72,7 @@ def test_one_and_two_coarse_levels_cost_the_same(transformer):
 def test_fresco_is_the_recipes_that_ship_and_rivals_those_that_name_a_paper():
     groups = rows.pareto_groups()
     rivals = {"bottleneck", "jit", "mrflow", "ralu", "spectral"}
-    assert set(groups) == {"fresco", "fewer steps", *rivals}
+    assert set(groups) == {"fresco", "fewer steps", "fewer, shifted", *rivals}
     assert [way.name for way in groups["ralu"].ways] == [f"ralu {x}x" for x in rows.SPEEDUPS]
     assert [way.steps for way in groups["ralu"].ways] == [150, 100, 60, 43, 30]  # 50 at 6x
     stages = [way.recipe["stages"][-1]["steps"] for way in groups["fresco"].ways]
@@ -96,3 +96,16 @@ def test_fewer_steps_are_rounded_half_up():
     assert [w.steps for w in rows.pareto_groups()["fewer steps"].ways] == [
         math.floor(50 / x + 0.5) for x in rows.SPEEDUPS
     ]
+
+
+def test_shifted_steps_are_as_many_nearer_to_noise():
+    for fewer, shifted in zip(
+        *(rows.pareto_groups()[n].ways for n in ("fewer steps", "fewer, shifted")), strict=True
+    ):
+        plan = make_plan(
+            load_recipe(shifted.recipe), PlanRequest(shifted.steps, 32, 32, lambda _: 1.0)
+        )
+        assert len(plan.steps) == fewer.steps
+        even = [1 - i / fewer.steps for i in range(fewer.steps)]
+        expected = [5 * u / (1 + 4 * u) for u in even]
+        assert [step.sigma for step in plan.steps] == pytest.approx(expected)

@@ -48,8 +48,41 @@ def test_a_study_writes_all_its_figures(study):
     assert report["rows"]["10 steps"]["speedup"] == pytest.approx(5)
     assert set(report["differences"]["steps"]) == {"10 steps"}
     assert set(report["differences"]["again"]) == {"49 steps"}
+    assert report["against"] is None
     assert {"n_prompts", "seeds", "versions", "threads", "code", "hardware"} <= set(report)
     assert ("10 steps", 3, 3) in progress
+
+
+def test_rows_can_be_compared_with_those_of_another_group(study):
+    beside = dataclasses.replace(study, against="again")  # 10 and 49 steps; the others: 50 and 10
+    report = studies.run_study(beside, pipe=object())
+    assert set(report["differences"]["steps"]) == {"50 steps", "10 steps"}
+    assert report["differences"]["again"] == {}
+    judged = {name: row["judge"] for name, row in report["rows"].items()}
+    for name, other in (("50 steps", "10 steps"), ("10 steps", "49 steps")):
+        found = report["differences"]["steps"][name]["judge_difference"]
+        assert found == pytest.approx(judged[name] - judged[other])
+
+
+def test_an_interrupted_pareto_has_all_methods_at_the_highest_speedups(study, monkeypatch):
+    measured, sampled = studies.measure, []
+
+    def interrupted(pipe, way, *given):
+        if len(sampled) == 4:
+            raise KeyboardInterrupt
+        sampled.append(way.name)
+        return measured(pipe, way, *given)
+
+    monkeypatch.setattr(studies, "measure", interrupted)
+    groups = [
+        rows.Group(f"{n}", "speedup", (rows.plain(n + 8), rows.plain(n + 4), rows.plain(n)))
+        for n in (2, 3)
+    ]
+    with pytest.raises(KeyboardInterrupt):
+        studies.run_study(dataclasses.replace(study, groups=tuple(groups)), pipe=object())
+    assert list(json.loads(study.json.read_text())["rows"]) == [
+        "50 steps", "2 steps", "3 steps", "6 steps",
+    ]  # fmt: skip
 
 
 def test_the_pareto_plot_is_a_picture(tmp_path):

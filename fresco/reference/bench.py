@@ -3,9 +3,10 @@
 All rows of a comparison have the same captions, noise, batch and data type. A batch is kept in a
 file of its own, so that comparisons of more captions or fewer share what they have in common.
 The file's name depends on everything that the caller chooses and on the weights, but not on
-fresco's code. Seconds are those of one process: of a row that an earlier one sampled the first
-batches are sampled again, which times it beside the others and shows whether it is still the
-same.
+fresco's code. Rows are compared by seconds in full steps taken beside them, so that a machine
+which slows down, or has other work for a while, slows both. Seconds are those of one process: of
+a row that an earlier one sampled the first batches are sampled again, which shows too whether
+they are still the same.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -28,6 +28,8 @@ from fresco.api import Accelerated, accelerate
 from fresco.errors import FrescoError, FrescoWarning
 from fresco.recipe import load_recipe
 from fresco.reference import GUIDANCE_SCALE, MAX_TOKENS
+from fresco.reference.clock import step_clock
+from fresco.reference.measured import Measured, join_rows, load_row, save_row
 from fresco.timing import LoopTimer
 from fresco.weights import weights_digest
 
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
 
 WARM_UP_STEPS = 2
 TIMED_BATCHES = 3  # of a row that another process sampled
-PROCESS = uuid.uuid4().hex  # whose seconds are comparable
 SAME = 2.0  # mean difference of pictures, in 1/255, that other hardware may make
 
 
@@ -72,26 +73,6 @@ class How:
     seed: int = 0
     batch: int = 8
     guidance: float = GUIDANCE_SCALE
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Pictures of one row and what they took, each per picture.
-
-    Args:
-        images: Uint8 [b, 3, h, w].
-        loop_s: Seconds of the denoising loop, those of a batch divided by its pictures; of the
-            pictures that this process sampled.
-        full_steps: FLOPs, in steps on the full grid.
-        n_steps: Solver steps that were taken.
-        call_s: Seconds of the whole call, text encoders and decoder included; of the same.
-    """
-
-    images: Tensor
-    loop_s: tuple[float, ...]
-    full_steps: tuple[float, ...]
-    n_steps: int
-    call_s: tuple[float, ...]
 
 
 def sample(pipe: FluxPipeline, prompts: Sequence[str], steps: int, how: How, **more: Any) -> Tensor:
@@ -171,26 +152,28 @@ def measure(
         StaleError: If a kept batch that is sampled again comes out differently.
     """
     batches = _batches(way, prompts, how, weights_digest(pipe), folder)
-    made = {batch: row for batch in batches if (row := _load(batch.path))}
+    made = {batch: row for batch in batches if (row := load_row(batch.path))}
     missing = [batch for batch in batches if batch not in made]
     if timed and not missing and not any(row.loop_s for row in made.values()):
         missing = batches[:TIMED_BATCHES]
     on_pictures(_n_pictures(made))
-    with _accelerated(pipe, way.recipe if missing else None) as handle:
-        if missing:
+    if missing:
+        step_s = step_clock(pipe)
+        step_s(len(missing[0].prompts))  # warms up, as the first call below does
+        with _accelerated(pipe, way.recipe) as handle:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FrescoWarning)  # so few steps hit no cache
                 _sample(pipe, batches[0].prompts, batches[0].how, _warm_up_steps(way))
-        for batch in missing:
-            images, *seconds = _sample(pipe, batch.prompts, batch.how, way.steps)
-            _check_same(images, made.get(batch), batch.path)
-            n = len(batch.prompts)
-            loop_s, call_s = ((each / n,) * n for each in seconds)
-            full_steps = (_full_steps(handle, way),) * n
-            made[batch] = Measured(images, loop_s, full_steps, pipe.num_timesteps, call_s)
-            _save(made[batch], batch.path)
-            on_pictures(_n_pictures(made))
-    return _join([made[batch] for batch in batches])
+            for batch in missing:
+                images, *seconds = _sample(pipe, batch.prompts, batch.how, way.steps)
+                _check_same(images, made.get(batch), batch.path)
+                n = len(batch.prompts)
+                loop_s, call_s, one_s = ((each / n,) * n for each in (*seconds, step_s(n)))
+                flops = (_full_steps(handle, way),) * n
+                made[batch] = Measured(images, loop_s, flops, pipe.num_timesteps, call_s, one_s)
+                save_row(made[batch], batch.path)
+                on_pictures(_n_pictures(made))
+    return join_rows([made[batch] for batch in batches])
 
 
 @dataclass(frozen=True)
@@ -270,28 +253,3 @@ def _full_steps(handle: Accelerated | None, way: Way) -> float:
     if handle is None or handle.plan is None:
         return float(way.steps)
     return way.steps / handle.cost().flops_speedup
-
-
-def _join(rows: Sequence[Measured]) -> Measured:
-    return Measured(
-        torch.cat([row.images for row in rows]),
-        tuple(second for row in rows for second in row.loop_s),
-        tuple(each for row in rows for each in row.full_steps),
-        rows[0].n_steps,
-        tuple(second for row in rows for second in row.call_s),
-    )
-
-
-def _save(row: Measured, path: Path) -> None:
-    torch.save(asdict(row) | {"process": PROCESS}, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").rename(path)  # whole or not at all
-
-
-def _load(path: Path) -> Measured | None:
-    """A kept batch, if there is one; its seconds if they are this process's."""
-    if not path.exists():
-        return None
-    content = torch.load(path, weights_only=True)
-    if content.pop("process", None) != PROCESS:
-        content |= {"loop_s": (), "call_s": ()}
-    return Measured(**content)

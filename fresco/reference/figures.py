@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from fresco.quality import fine_energy_ratio, psnr_db, ssim
-from fresco.reference.bench import Measured
 from fresco.reference.captions import Caption
 from fresco.reference.dataset import make_example
 from fresco.reference.evaluate import (
@@ -26,6 +25,7 @@ from fresco.reference.evaluate import (
     judge_verdicts,
 )
 from fresco.reference.judge import WEIGHTS, load_judge
+from fresco.reference.measured import Measured
 from fresco.reference.render import render
 from fresco.reference.scenes import Scene
 from fresco.statistics import Statistic, bootstrap_interval, frechet_distance
@@ -41,6 +41,7 @@ class Assessed:
 
     Args:
         loop_s: Median seconds of the denoising loop per picture.
+        loop_in_steps: The same in full steps taken beside it.
         full_steps: Mean FLOPs per picture, in steps on the full grid.
         n_steps: Solver steps that were taken.
         psnr_db: To the baseline's pictures, [b].
@@ -51,6 +52,7 @@ class Assessed:
     """
 
     loop_s: float
+    loop_in_steps: float
     full_steps: float
     n_steps: int
     psnr_db: Tensor
@@ -80,6 +82,7 @@ def assess(row: Measured, baseline: Measured, captions: Sequence[Caption]) -> As
     pairs = [*zip(images.split(PART), reference.split(PART), strict=True)]
     return Assessed(
         statistics.median(row.loop_s),
+        row.loop_in_steps,
         statistics.fmean(row.full_steps),
         row.n_steps,
         torch.cat([psnr_db(a.float() / 255, b.float() / 255) for a, b in pairs]),
@@ -99,7 +102,8 @@ def figures(row: Assessed, baseline: Assessed, real: Tensor | None = None) -> di
         real: `real_features`; None: no Fréchet distance, so one picture is enough.
 
     Returns:
-        `steps`, `loop_s`, `speedup` (wall clock of the denoising loop), `flops_speedup`,
+        `steps`, `loop_s`, `loop_in_steps`, `speedup` (wall clock of the denoising loop, each in
+        full steps taken beside it), `flops_speedup`,
         and with intervals: `psnr_db` and `ssim` (PSNR is None where a picture is equal),
         `judge` (fraction of the asked attributes), `scene`, `hf` (fine energy, 1 = that of
         the baseline), `frechet`.
@@ -120,7 +124,8 @@ def figures(row: Assessed, baseline: Assessed, real: Tensor | None = None) -> di
     found: dict[str, Any] = {
         "steps": row.n_steps,
         "loop_s": row.loop_s,
-        "speedup": baseline.loop_s / row.loop_s,
+        "loop_in_steps": row.loop_in_steps,
+        "speedup": baseline.loop_in_steps / row.loop_in_steps,
         "flops_speedup": baseline.full_steps / row.full_steps,
     }
     for name, statistic in measured.items():
@@ -136,17 +141,18 @@ def figures(row: Assessed, baseline: Assessed, real: Tensor | None = None) -> di
     )
 
 
-def judge_difference(row: Assessed, other: Assessed) -> dict[str, Any]:
-    """The fraction of asked attributes minus that of another row, with the paired interval.
+def differences(row: Assessed, other: Assessed) -> dict[str, Any]:
+    """Fractions of asked attributes and of scenes minus those of another row.
 
     Returns:
-        `judge_difference` and `judge_difference_interval`.
+        `judge_difference`, `scene_difference` and their paired intervals, `<name>_interval`.
     """
-    found = difference(row.counts["attributes"], other.counts["attributes"])
-    return {
-        "judge_difference": found.fraction,
-        "judge_difference_interval": [found.low, found.high],
-    }
+    found: dict[str, Any] = {}
+    for name, counted in (("judge", "attributes"), ("scene", "scene")):
+        to_other = difference(row.counts[counted], other.counts[counted])
+        found[f"{name}_difference"] = to_other.fraction
+        found[f"{name}_difference_interval"] = [to_other.low, to_other.high]
+    return found
 
 
 def real_features(

@@ -20,11 +20,10 @@ from fresco.comparison import Row, save_comparison
 from fresco.errors import AttachError
 from fresco.output import OutputError, make_directory
 from fresco.reference import load
-from fresco.reference.bench import How, Measured, Way, measure
+from fresco.reference.bench import How, Way, measure
 from fresco.reference.captions import Caption
 from fresco.reference.dataset import held_out_captions
-from fresco.reference.evaluate import difference
-from fresco.reference.figures import Assessed, assess, figures
+from fresco.reference.figures import assess, differences, figures
 from fresco.reference.headline_rows import (
     DISTILLED_STEPS,
     RECIPES,
@@ -35,6 +34,7 @@ from fresco.reference.headline_rows import (
     recipe_way,
     undistilled_way,
 )
+from fresco.reference.measured import Measured
 from fresco.reference.provenance import provenance
 from fresco.reference.rows import BASELINE, plain
 from fresco.reference.studies import CAPTION_SEED, DTYPES, Advance, StudyError
@@ -84,8 +84,8 @@ def run_headline(
 
     Returns:
         What the JSON holds: `rows` in order, each with `name` and either `missing` (the reason)
-        or figures: those of `figures`, `call_s`, `call_speedup`, `scene_difference` to the
-        baseline with its paired interval; `flops_speedup` is None under a cache.
+        or figures: those of `figures`, `call_s`, `call_speedup`, `differences` to the
+        baseline; `flops_speedup` is None under a cache.
 
     Raises:
         StudyError: If there are too few captions, or the data type is unknown.
@@ -140,7 +140,7 @@ class _Suite:
 
     def speedup(self, way: Way, n: int | None = None) -> float:
         """Of the denoising loop, over full steps."""
-        return _median(self.full.loop_s) / _median(self.sample(way, n).loop_s)
+        return self.full.loop_in_steps / self.sample(way, n).loop_in_steps
 
     def row(self, way: Way) -> dict[str, Any]:
         """A row with its figures."""
@@ -156,9 +156,9 @@ class _Suite:
             "recipe": way.recipe,
             "requested_steps": way.steps,
             "call_s": call_s,
-            "call_speedup": _median(self.full.call_s) / call_s,
+            "call_speedup": self.full.call_in_steps / sampled.call_in_steps,
             **found,
-            **_scene_difference(assessed, self.baseline),
+            **differences(assessed, self.baseline),
         }
 
     def best_cache(self, name: str, speedup: float) -> Way | dict[str, Any]:
@@ -234,15 +234,6 @@ def _head(asked: Headline, lora: Lora | None) -> dict[str, Any]:
         baseline=BASELINE.name,
         lora=None if lora is None else {"sha256": lora.digest, **lora.provenance()},
     )
-
-
-def _scene_difference(row: Assessed, baseline: Assessed) -> dict[str, Any]:
-    """Whole scenes minus those of the baseline, with the paired interval."""
-    found = difference(row.counts["scene"], baseline.counts["scene"])
-    return {
-        "scene_difference": found.fraction,
-        "scene_difference_interval": [found.low, found.high],
-    }
 
 
 def _median(values: tuple[float, ...]) -> float:

@@ -16,6 +16,8 @@ BASELINE = Way(f"{STEPS} steps", None, STEPS)
 LIFTED = 0.99  # noise level that the mixed stage starts at
 BUDGET = 0.4  # share of the grid's cells that are fine in a mixed stage
 SPEEDUPS = (2, 3, 5, 7, 10)
+FEWER = "fewer steps"  # the group that `fresco pareto` compares others with
+SHIFT = 5  # of fewer steps whose noise levels lie nearer to 1, where they lose least
 # recipe `reference_<name>` and requested steps, by about how many times fewer FLOPs they take
 FRESCO = {
     2: ("quality", 80),
@@ -129,11 +131,11 @@ def ablation_groups() -> dict[str, Group]:
 
 
 def pareto_groups() -> dict[str, Group]:
-    """One group per method, a row per speedup: fresco, fewer steps, and rivals.
+    """One group per method, a row per speedup: fresco, fewer steps, the same shifted, and rivals.
 
-    Every method is a shipped recipe, a rival one that names its paper. More or fewer requested
-    steps make it slower or faster, since its stages scale with them; fresco has recipes of its own
-    for most speedups.
+    Every other method is a shipped recipe, a rival one that names its paper. More or fewer
+    requested steps make it slower or faster, since its stages scale with them; fresco has recipes
+    of its own for most speedups.
 
     Example:
         >>> [way.name for way in pareto_groups()["fewer steps"].ways]
@@ -143,7 +145,7 @@ def pareto_groups() -> dict[str, Group]:
         Way(f"fresco {x}x", content_of(load_recipe(f"reference_{name}")), steps)
         for x, (name, steps) in FRESCO.items()
     )
-    fewer = tuple(plain(int(STEPS / x + 0.5)) for x in SPEEDUPS)
+    fewer = [int(STEPS / x + 0.5) for x in SPEEDUPS]
     rivals: dict[str, tuple[Way, ...]] = {}
     for name in known_recipes():
         recipe, rival = load_recipe(name), name.removeprefix("rival_")
@@ -152,13 +154,28 @@ def pareto_groups() -> dict[str, Group]:
             rivals[rival] = tuple(
                 Way(f"{rival} {x}x", content, int(steps / x + 0.5)) for x in SPEEDUPS
             )
-    groups = {"fresco": fresco, "fewer steps": fewer, **rivals}
+    groups = {
+        "fresco": fresco,
+        FEWER: tuple(map(plain, fewer)),
+        "fewer, shifted": tuple(map(shifted, fewer)),
+        **rivals,
+    }
     return {name: Group(name, "speedup", ways) for name, ways in groups.items()}
 
 
 def plain(steps: int) -> Way:
     """The plain pipeline in so many steps."""
     return Way(f"{steps} steps", None, steps)
+
+
+def shifted(steps: int) -> Way:
+    """So many full steps, with noise levels as a flow scheduler of shift 5 has them.
+
+    Example:
+        >>> shifted(5).name
+        '5 steps, shifted'
+    """
+    return Way(f"{steps} steps, shifted", recipe_of([{"cell": 1, "steps": steps, "shift": SHIFT}]))
 
 
 def _promote(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,8 @@ from fresco.reference.figures import (
     REAL_SEED,
     Assessed,
     assess,
+    differences,
     figures,
-    judge_difference,
     real_features,
 )
 from fresco.reference.provenance import provenance
@@ -54,6 +55,8 @@ class Study:
         how: Seed, batch, guidance.
         dtype: Of all weights, a name in `DTYPES`.
         n_real: Rendered scenes that the Fréchet distance refers to.
+        against: Group whose rows the others' are compared with, place by place; None: each
+            group's first row.
     """
 
     command: str
@@ -64,6 +67,7 @@ class Study:
     how: How = field(default_factory=How)
     dtype: str = "float32"
     n_real: int = N_REAL
+    against: str | None = None
 
 
 def pick_groups(groups: Mapping[str, Group], only: str | None) -> tuple[Group, ...]:
@@ -104,8 +108,8 @@ def run_study(
         pipe: A reference pipeline; default: the one that ships, in the study's data type.
 
     Returns:
-        What the JSON holds: `rows` (figures by name), `groups` (names of rows, the first is
-        what the others' `judge_difference` refers to), seeds, versions, threads.
+        What the JSON holds: `rows` (figures by name), `groups` (names of rows), `differences`
+        (by group and row, to the row that it is compared with), seeds, versions, threads.
 
     Raises:
         StudyError: If there are too few captions, or the data type is unknown.
@@ -137,13 +141,17 @@ def run_study(
         report["rows"][way.name] = {"recipe": way.recipe, "requested_steps": way.steps} | figures(
             rows[way.name], rows[BASELINE.name], real
         )
-        report["differences"] = _differences(study.groups, rows)
+        report["differences"] = _differences(study, rows)
         study.json.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     return report
 
 
 def _check(study: Study) -> list[Way]:
-    """Refuse what would fail later; returns all rows, the baseline first, none twice."""
+    """Refuse what would fail later; returns all rows, the baseline first, none twice.
+
+    Then comes the last of every group, and so on: of a Pareto study that is interrupted, all
+    methods have their rows at the highest speedups.
+    """
     where = "run_study(study)"
     if study.n_prompts < 2:
         fix = "Raise --prompts; a distance between sets takes two pictures."
@@ -152,7 +160,8 @@ def _check(study: Study) -> list[Way]:
         raise StudyError(where, "at least 1 picture per call", study.how.batch, "Raise --batch.")
     if study.dtype not in DTYPES:
         raise StudyError(where, f"dtype of {', '.join(DTYPES)}", study.dtype, "Correct --dtype.")
-    ways = _unique((BASELINE, *(way for group in study.groups for way in group.ways)))
+    from_last = zip_longest(*(reversed(group.ways) for group in study.groups))
+    ways = _unique((BASELINE, *(way for ways in from_last for way in ways if way)))
     for way in ways:
         if way.recipe is not None:
             load_recipe(way.recipe)
@@ -179,6 +188,7 @@ def _head(study: Study) -> dict[str, Any]:
         dtype=study.dtype,
         threads=torch.get_num_threads(),
         baseline=BASELINE.name,
+        against=study.against,
         groups={
             group.name: {"question": group.question, "rows": [way.name for way in group.ways]}
             for group in study.groups
@@ -186,16 +196,24 @@ def _head(study: Study) -> dict[str, Any]:
     )
 
 
-def _differences(groups: Sequence[Group], rows: Mapping[str, Assessed]) -> dict[str, Any]:
-    """By group, every row against the group's first, as far as there are rows."""
+def _differences(study: Study, rows: Mapping[str, Assessed]) -> dict[str, Any]:
+    """By group, every row against the one it is compared with, as far as there are rows."""
     return {
         group.name: {
-            way.name: judge_difference(rows[way.name], rows[group.ways[0].name])
-            for way in group.ways[1:]
-            if way.name in rows and group.ways[0].name in rows
+            way.name: differences(rows[way.name], rows[other.name])
+            for way, other in _compared(study, group)
+            if way != other and {way.name, other.name} <= rows.keys()
         }
-        for group in groups
+        for group in study.groups
     }
+
+
+def _compared(study: Study, group: Group) -> Iterator[tuple[Way, Way]]:
+    """A group's rows and what each is compared with."""
+    for other in study.groups:
+        if other.name == study.against:
+            return zip(group.ways, other.ways, strict=True)
+    return ((way, group.ways[0]) for way in group.ways)
 
 
 def _progress(advance: Advance, way: Way, study: Study) -> Callable[[int], None]:

@@ -20,9 +20,10 @@ from fresco.errors import FrescoError, FrescoWarning
 from fresco.output import OutputError, make_directory
 from fresco.recipe import Recipe, load_recipe
 from fresco.reference import load
-from fresco.reference.bench import How, Measured, Way, measure
+from fresco.reference.bench import How, Way, measure
 from fresco.reference.dataset import held_out_captions
 from fresco.reference.figures import assess, figures
+from fresco.reference.measured import Measured
 from fresco.reference.provenance import provenance
 from fresco.reference.rows import content_of
 from fresco.reference.studies import CAPTION_SEED, DTYPES, Advance, StudyError
@@ -140,7 +141,7 @@ def run_stack_table(
                 found = figures(assessed, baseline)
                 if _has_cache(content):
                     found["flops_speedup"] = None  # a plan does not know what a cache saves
-                gain = above.loop_s / assessed.loop_s
+                gain = above.loop_in_steps / assessed.loop_in_steps
                 if gain < 1:
                     notes = [f"slower than the row above: {1 / gain:.2f} times its seconds", *notes]
                 rows.append({"name": name, "recipe": content, "gain": gain, "notes": notes} | found)

@@ -1,0 +1,44 @@
+"""Seconds of a full step, to time other calls by."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from fresco.adapters.models.flux import FluxAdapter
+from fresco.reference import MAX_TOKENS
+from fresco.timing import now_s
+
+if TYPE_CHECKING:
+    from diffusers import FluxPipeline
+
+
+def step_clock(pipe: FluxPipeline) -> Callable[[int], float]:
+    """Make a clock of full steps.
+
+    Args:
+        pipe: The reference pipeline, not accelerated; the clock has a copy of its transformer.
+
+    Returns:
+        A function of the pictures of a call; it gives the seconds of one forward pass of the plain
+        transformer for them, at the pipeline's default size.
+    """
+    transformer = copy.deepcopy(pipe.transformer)
+    adapter = FluxAdapter(transformer)
+    rows, columns = adapter.grid(pipe, None, None)
+    call = adapter.example_call(transformer, rows * columns, MAX_TOKENS)
+
+    @torch.inference_mode()
+    def seconds(n_pictures: int) -> float:
+        batch = {
+            name: torch.cat([given] * n_pictures) if name in adapter.batched else given
+            for name, given in call.items()
+        }
+        start_s = now_s(call["hidden_states"])
+        transformer(**batch)
+        return now_s(call["hidden_states"]) - start_s
+
+    return seconds
