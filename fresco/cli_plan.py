@@ -30,6 +30,9 @@ def plan(
     steps: Count = None,
     frames: Count = None,
     text_tokens: Count = None,
+    reference_tokens: Annotated[
+        int | None, typer.Option(min=0, help="Of pictures beside the one that is made.")
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="For an estimate of the time: a100, h100, h200, or a file.")
     ] = None,
@@ -51,7 +54,8 @@ def plan(
             name = model or (model_like(config) if config else model_of(recipe))
             pipe = sketch_model(name, config)
         size = {"height": height, "width": width, "frames": frames}
-        asked = {**size, "steps": steps, "text_tokens": text_tokens}
+        tokens = {"text_tokens": text_tokens, "reference_tokens": reference_tokens}
+        asked = {**size, **tokens, "steps": steps}
         with progress_bar() as bar:
             task = bar.add_task("counting", total=None)
 

@@ -107,6 +107,7 @@ def plan(
     steps: int | None = None,
     frames: int | None = None,
     text_tokens: int | None = None,
+    reference_tokens: int | None = None,
     device: str | Device | None = None,
     on_count: Callable[[int, int], None] = lambda *_: None,
 ) -> Forecast:
@@ -121,6 +122,8 @@ def plan(
         steps: Requested steps; default: the same.
         frames: Of a video; default: the same.
         text_tokens: Of every call; default: the model's own.
+        reference_tokens: Of pictures beside the one that is made (Kontext, Edit); default: the
+            known model's, for a pipeline none.
         device: Name or profile of a device, for an estimate of the time.
         on_count: Called with progress, (done, total).
 
@@ -131,8 +134,8 @@ def plan(
         RecipeError: If the recipe has problems, or is for another model.
         SketchError: If the model is unknown.
         DeviceError: If the device is unknown.
-        ScheduleError: If the number of steps, of text tokens or the size makes no plan, or frames
-            are asked of a model of pictures.
+        ScheduleError: If the number of steps, of text or reference tokens or the size makes no
+            plan, or frames are asked of a model of pictures.
 
     Example:
         >>> forecast = plan("reference", "reference_5x")
@@ -169,7 +172,11 @@ def plan(
     if n_latent < 1:
         got = f"{frames or 1}, of which the first is given"
         raise ScheduleError(_WHERE, "frames to predict", got, "Ask for more frames.")
-    n_given = (run.reference_tokens if run else 0) + n_still * rows * columns
+    own_references = run.reference_tokens if run else 0
+    n_references = own_references if reference_tokens is None else reference_tokens
+    if n_references < 0:
+        raise ScheduleError(_WHERE, "reference_tokens of at least 0", n_references, "Count them.")
+    n_given = n_references + n_still * rows * columns
     request = PlanRequest.of(adapter, pipe.scheduler, n_steps, rows, columns, frames=n_latent)
     made = make_plan(checked, request)
     if n_given and any(step.units == "phase" for step in made.steps):

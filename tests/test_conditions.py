@@ -142,6 +142,10 @@ def test_costs_count_the_tokens_of_a_reference_picture(tiny_flux_pipe):
         pass_flops(pipe.transformer, 96 + s.tokens, report.n_text_tokens) for s in report.steps
     ]
     assert cost.flops == sum(counts)
+    size = {"height": 64, "width": 96, "steps": 6, "text_tokens": report.n_text_tokens}
+    forecast = fresco.plan(pipe, STAGED, **size, reference_tokens=96)
+    assert (forecast.total_flops, forecast.n_given_tokens) == (cost.flops, 96)
+    assert fresco.plan(pipe, STAGED, **size).total_flops < cost.flops
 
 
 @pytest.mark.parametrize("raw", [STAGED, MIXED])

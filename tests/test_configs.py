@@ -233,6 +233,15 @@ def test_plan_says_what_is_given_on_the_command_line():
     assert "4096 more tokens" in " ".join(result.output.split())
 
 
+@pytest.mark.parametrize(("asked", "said"), [("32", "32 more tokens"), ("0", "")])
+def test_reference_tokens_can_be_asked_for_on_the_command_line(kontext, asked, said):
+    result = run("plan", "identity", "--model", kontext, "--reference-tokens", asked)
+    assert result.exit_code == 0, result.output
+    printed = " ".join(result.output.split())
+    assert said in printed
+    assert ("more tokens" in printed) == bool(said)
+
+
 def test_the_docs_name_every_known_model():
     page = Path(__file__).parents[1] / "docs/how-to/add-a-model.md"
     listed = page.read_text().split("They are: ")[1].split(".\n")[0]

@@ -130,6 +130,7 @@ def test_time_is_bound_by_the_slower_of_two_rates(tmp_path):
         (RecipeError, {"recipe": {"schema": 1, "model": "Other"}}, "the recipe is for Other"),
         (ScheduleError, {"steps": 0}, "got 32 x 32, 40 and 0"),
         (ScheduleError, {"height": 4}, "got 0 x 32, 40 and 50"),
+        (ScheduleError, {"reference_tokens": -1}, "reference_tokens of at least 0, got -1"),
         (ScheduleError, {"frames": 5}, "frames of a video model, got 5 of FluxTransformer2DModel"),
     ],
 )
