@@ -162,3 +162,15 @@ def traces(pipe):
 
 
 PIPELINE_STATE = {"_guidance_scale", "_joint_attention_kwargs", "_num_timesteps"}
+
+
+@pytest.fixture
+def intact(tiny_flux_pipe):
+    """The pipeline; after the test, it must be as it was, to the bit."""
+    pipe = tiny_flux_pipe
+    plain, before = draw_latents(pipe), traces(pipe)
+    modules = {name: id(module) for name, module in pipe.transformer.named_modules()}
+    yield pipe
+    assert traces(pipe) == before
+    assert {name: id(module) for name, module in pipe.transformer.named_modules()} == modules
+    assert draw_latents(pipe).equal(plain)

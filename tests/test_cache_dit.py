@@ -12,7 +12,8 @@ from diffusers import FluxTransformer2DModel
 import fresco
 from fresco import errors
 from tests.conftest import draw_latents, traces
-from tests.test_stacking import RESOLUTIONS, counts, lora_weights, run, with_stack
+from tests.matrix import RESOLUTIONS, lora_weights
+from tests.stacks import counts, run, with_stack
 
 FORCED = {
     "plain": {"threshold": 1.0},

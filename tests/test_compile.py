@@ -11,8 +11,8 @@ import torch
 import fresco
 from fresco import errors
 from tests.conftest import draw_latents, traces
+from tests.stacks import counts, run, with_stack
 from tests.test_mixed_runs import MIXED
-from tests.test_stacking import counts, run, with_stack
 
 N_CLASSES = 2  # of blocks: double and single
 

@@ -170,7 +170,7 @@ def test_diffusers_knows_what_every_block_returns(tiny_flux_pipe):
 def test_what_peft_and_diffusers_leave_on_a_transformer_with_a_lora(tiny_flux_pipe):
     from peft.tuners.lora import LoraLayer
 
-    from tests.test_stacking import lora_weights
+    from tests.matrix import lora_weights
 
     transformer = tiny_flux_pipe.transformer
     before = set(vars(transformer))

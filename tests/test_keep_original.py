@@ -11,7 +11,8 @@ import torch
 import fresco
 from fresco import errors
 from tests.conftest import draw_latents, traces
-from tests.test_stacking import counts, lora_weights, with_stack
+from tests.matrix import lora_weights
+from tests.stacks import counts, with_stack
 
 FORMS = ("int8_weight_only", "quanto_qint8")
 

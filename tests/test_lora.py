@@ -9,7 +9,7 @@ import fresco
 from fresco import errors
 from tests.conftest import draw_latents, make_flux_pipe, traces
 from tests.matrix import lora_weights
-from tests.test_stacking import with_stack
+from tests.stacks import with_stack
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from fresco.adapters.techniques.caching import AbstractCaching
 import fresco
 from fresco import errors
 from tests.conftest import FRESCO_5, draw_latents, traces
-from tests.test_stacking import FORCED, cache, lora_weights, with_stack
+from tests.matrix import lora_weights
+from tests.stacks import FORCED, cache, with_stack
 
 PLAIN = {"schema": 1, "model": "any"}
 FOREIGN = {

@@ -11,8 +11,9 @@ import pytest
 import fresco
 from fresco import errors
 from tests.conftest import draw_latents, make_flux_pipe
+from tests.matrix import lora_weights
+from tests.stacks import FORCED, cache, with_stack
 from tests.test_cache_dit import deepen
-from tests.test_stacking import FORCED, cache, lora_weights, with_stack
 
 STACKS = {name: [cache(name.removesuffix("_lite"), FORCED[name])] for name in FORCED}
 STACKS["cache_dit"] = [{"kind": "cache_dit", "threshold": 1.0}]

@@ -34,7 +34,7 @@ def make_page(text):
 
 
 def _tables(report):
-    """One table per group; its first row is what `difference` refers to."""
+    """One table per group; `difference` is to its first row, or to another group's there."""
     headings = ["", *(heading for heading, *_ in COLUMNS), "difference"]
     for name, group in report["groups"].items():
         yield f"\n**{name}**: {group['question']}; {report['n_prompts']} captions\n"
