@@ -135,8 +135,7 @@ def _count_attention(model: Any, config: str, n_tokens: int, n_text_tokens: int)
 @functools.lru_cache(maxsize=64)
 def _follow(model: Any, config: str, n_tokens: int, n_text_tokens: int, dtype: torch.dtype) -> int:
     """Follow the allocations of a copy without weights; cached per model and shape."""
-    with torch.device("meta"):
-        transformer = model.from_config(json.loads(config))
+    transformer = _build(model, config)
     torch.nn.Module.to(transformer, dtype)  # diffusers' own warns of what is kept in float32
     adapter: AbstractModelAdapter = find_adapter(transformer)
     call = adapter.example_call(transformer, n_tokens, n_text_tokens)
@@ -152,8 +151,15 @@ def skeleton(model: Any, config: str) -> Any:
         model: Class of a diffusers model.
         config: Its config as JSON.
     """
+    return _build(model, config)
+
+
+def _build(model: Any, config: str) -> Any:
+    """A new copy without weights that its adapter can count with."""
     with torch.device("meta"):
-        return model.from_config(json.loads(config))
+        transformer = model.from_config(json.loads(config))
+    find_adapter(transformer).make_countable(transformer)
+    return transformer
 
 
 def _identity(transformer: Any) -> tuple[Any, str]:

@@ -24,6 +24,9 @@ class FullMasks(TorchFunctionMode):
         >>> with FullMasks():
         ...     mask[None].sum(dim=1).tolist(), bool(x.sum() == 0)
         ([3], False)
+        >>> with FullMasks():
+        ...     torch.nonzero(mask).shape, torch.nonzero(~mask).shape
+        (torch.Size([3, 1]), torch.Size([0, 1]))
     """
 
     def __torch_function__(
@@ -47,6 +50,9 @@ class FullMasks(TorchFunctionMode):
                 return counts
             if func is Tensor.tolist and (of_each := getattr(args[0], "of_each", None)):
                 return [of_each] * len(args[0])
+            if func is torch.nonzero and not (kwargs or {}).get("as_tuple"):
+                n_found = 0 if hasattr(args[0], "holds_for_none") else args[0].numel()
+                return args[0].new_empty(n_found, args[0].ndim, dtype=torch.int64)
             if func is Tensor.__getitem__ and _is_mask(args[1]):
                 return args[0][:0] if hasattr(args[1], "holds_for_none") else args[0]
         return func(*args, **(kwargs or {}))

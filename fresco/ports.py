@@ -214,6 +214,9 @@ class AbstractModelAdapter(ABC):
     def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
         """Arguments of one pass on the transformer's device, batch 1, to count FLOPs with."""
 
+    def make_countable(self, skeleton: Any) -> None:  # noqa: B027
+        """Change a copy without weights that cannot take an `example_call` as it is."""
+
 
 _ADAPTERS: dict[str, type[AbstractModelAdapter]] = {}
 

@@ -97,6 +97,11 @@ class Sketch:
         """LTX's name."""
         return self.vae_scale_factor
 
+    @property
+    def vae_spatial_scale_factor(self) -> int:
+        """Mochi's name."""
+        return self.vae_scale_factor
+
 
 def known_models() -> Mapping[str, Path | None]:
     """List the models that can be planned without weights: file by name, None for `reference`.

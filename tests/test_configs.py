@@ -8,6 +8,7 @@ from pathlib import Path
 
 import diffusers
 import pytest
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
 
 import fresco
 import fresco.planner
@@ -30,7 +31,9 @@ BILLIONS = {  # as its name or card says; where that says less, as its blocks co
     "chroma": 8.9,
     "cogvideox-2b": 1.7,  # 30 layers of 1920; named 2
     "cogvideox-5b": 5.6,
+    "cogvideox-5b-i2v": 5.6,
     "cogvideox15-5b": 5.6,
+    "cogvideox15-5b-i2v": 5.6,
     "cogview4-6b": 6,
     "flux1-dev": 12,
     "flux1-fill-dev": 12,
@@ -46,8 +49,11 @@ BILLIONS = {  # as its name or card says; where that says less, as its blocks co
     "ltx-video": 2,
     "ltx2": 19,
     "lumina2": 2.6,
+    "mochi-1-preview": 10,
     "pixart-sigma-1024": 0.6,
     "qwen-image": 20,
+    "qwen-image-edit": 20,
+    "qwen-image-edit-2509": 20,
     "sana-1600m-1024": 1.6,
     "sd35-large": 8.1,
     "sd35-medium": 2.5,
@@ -62,7 +68,9 @@ BILLIONS = {  # as its name or card says; where that says less, as its blocks co
 TOKENS = {  # of a full step: latent frames x rows x columns, of what is not given
     "cogvideox-2b": 13 * 30 * 45,
     "cogvideox-5b": 13 * 30 * 45,
+    "cogvideox-5b-i2v": 13 * 30 * 45,
     "cogvideox15-5b": 11 * 48 * 85,  # 21 latent frames, in pairs
+    "cogvideox15-5b-i2v": 11 * 48 * 85,
     "flux1-fill-dev": 64 * 64,
     "flux1-kontext-dev": 64 * 64,
     "flux2-klein-4b": 64 * 64,
@@ -73,7 +81,10 @@ TOKENS = {  # of a full step: latent frames x rows x columns, of what is not giv
     "ltx-video": 21 * 16 * 22,
     "ltx2": 16 * 16 * 24,
     "lumina2": 64 * 64,
+    "mochi-1-preview": 28 * 30 * 53,
     "pixart-sigma-1024": 64 * 64,
+    "qwen-image-edit": 64 * 64,
+    "qwen-image-edit-2509": 64 * 64,
     "sana-1600m-1024": 32 * 32,
     "wan21-i2v-14b": 21 * 30 * 52,
     "wan21-t2v-1300m": 21 * 30 * 52,
@@ -110,6 +121,8 @@ def test_a_configuration_has_as_many_weights_as_is_said_and_plans(model, monkeyp
 @pytest.mark.parametrize(
     ("model", "n_predicted", "n_conditions"),
     [
+        ("cogvideox-5b-i2v", 16, 16),
+        ("cogvideox15-5b-i2v", 16, 16),
         ("flux1-fill-dev", 64, 64 + 256),  # the picture, and a mask of 8 x 8 px per latent px
         ("wan21-i2v-14b", 16, 4 + 16),  # a mask of each of four frames, and the picture
         ("wan22-i2v-a14b", 16, 4 + 16),
@@ -134,11 +147,22 @@ def crossed(n, n_text, d, d_ff, layers):
     return layers * (own + text + 4 * d * d_ff * n)
 
 
+def beside(n, n_text, d, d_text, layers):
+    """Mochi's: 12 matrices a token in each of two streams, two of text meet the picture's width."""
+    own, text = 24 * d * d * n, 2 * (4 * d + 8 * d_text) * d_text * n_text
+    return layers * (own + text + 4 * (n + n_text) ** 2 * d)
+
+
 @pytest.mark.parametrize(
     ("model", "expected"),
     [
         ("flux1-kontext-dev", joint(2 * 4096 + 512, 3072, 19 + 38)),
         ("cogvideox-5b", joint(13 * 30 * 45 + 226, 48 * 64, 42)),
+        ("cogvideox-5b-i2v", joint(13 * 30 * 45 + 226, 48 * 64, 42)),
+        ("cogvideox15-5b-i2v", joint(11 * 48 * 85 + 226, 48 * 64, 42)),
+        ("mochi-1-preview", beside(28 * 30 * 53, 256, 3072, 1536, 48)),
+        ("qwen-image-edit", joint(2 * 4096 + 37 * 37 + 2 + 512, 3072, 60)),
+        ("qwen-image-edit-2509", joint(2 * 4096 + 14 * 14 + 2 + 5 + 512, 3072, 60)),
         ("hunyuan-video15-480p", joint(31 * 30 * 53 + 1000 + 256 + 729, 2048, 54)),
         ("wan22-ti2v-5b", crossed(31 * 22 * 40, 512, 3072, 14336, 30)),
         ("wan21-t2v-1300m", crossed(21 * 30 * 52, 512, 1536, 8960, 30)),
@@ -148,6 +172,20 @@ def test_flops_are_those_of_the_blocks_matrices(model, expected, monkeypatch):
     monkeypatch.setattr("fresco.planner.pass_bytes", lambda *_: 0)
     found = fresco.plan(model, "identity", steps=3)
     assert found.total_flops == pytest.approx(3 * expected, rel=0.005)  # embeddings are the rest
+
+
+@pytest.mark.parametrize(
+    ("model", "area_px", "label"),  # of the picture that Qwen2.5-VL sees; tokens that name it
+    [
+        ("qwen-image-edit", pipeline_qwenimage_edit_plus.VAE_IMAGE_SIZE, 0),
+        ("qwen-image-edit-2509", pipeline_qwenimage_edit_plus.CONDITION_IMAGE_SIZE, 5),
+    ],
+)
+def test_the_text_of_an_edit_has_the_picture_as_its_pipeline_sizes_it(model, area_px, label):
+    width, height = pipeline_qwenimage_edit_plus.calculate_dimensions(area_px, 1.0)
+    n_seen = round(width / 28) * round(height / 28)  # 2 x 2 patches of 14 px
+    n_prompt = load_model_config("qwen-image").run.text_tokens
+    assert load_model_config(model).run.text_tokens == n_seen + 2 + label + n_prompt
 
 
 def small(changes, transformer, base="flux1-kontext-dev"):
@@ -217,8 +255,11 @@ def test_a_config_stands_for_the_known_model_it_shares_most_with():
         "wan21-i2v-14b",
         "wan22-ti2v-5b",
         "flux1-fill-dev",
+        "cogvideox-5b-i2v",
         "cogvideox15-5b",
+        "cogvideox15-5b-i2v",
         "hunyuan-video",
+        "qwen-image",
     ):
         assert (
             model_like(json.loads(json.dumps(dict(load_model_config(model).transformer)))) == model

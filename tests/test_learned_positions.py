@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import fresco
 from fresco import errors
+from fresco.cost import pass_bytes, plan_cost
 from fresco.layout import TokenLayout
 from fresco.ports import find_adapter
 from fresco.transfer import cut_patches
 from tests import test_families as of_all
 from tests.conftest import traces
 from tests.families import FAMILIES, _noise
-from tests.picture_families import LEARNED
+from tests.picture_families import FROM_PICTURES, LEARNED
 from tests.test_families import MIXED, STAGED
 from tests.test_mixed_videos import SIDES
 
@@ -83,9 +86,18 @@ def test_another_size_is_refused_before_the_transformer_works(raw):
     assert LEARNED.draw(pipe).equal(plain)
 
 
-def test_its_flops_are_not_counted():
+@torch.no_grad()
+def test_its_flops_are_counted_as_if_it_took_any_size():
     pipe = LEARNED.make()
+    plain = LEARNED.draw(pipe)
     with fresco.accelerate(pipe, STAGED) as accelerated:
         LEARNED.draw(pipe)
-        with pytest.raises(errors.AdapterError, match="got those learned of one size"):
-            accelerated.cost()
+        cost, plan = accelerated.cost(), accelerated.plan
+    others = FROM_PICTURES["cogvideox_i2v"].make().transformer  # without a table
+    assert cost == plan_cost(plan, others, 5)
+    assert pass_bytes(pipe.transformer, 48, 5) == pass_bytes(others, 48, 5)
+    latents, text = _noise(1, 2, 8, 8, 12), _noise(1, 5, 32)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        pipe.transformer(latents, text, torch.zeros(1))
+    assert cost.baseline_flops == plan.n_requested * counter.get_total_flops()
+    assert LEARNED.draw(pipe).equal(plain)

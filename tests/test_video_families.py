@@ -8,9 +8,12 @@ from dataclasses import replace
 import diffusers
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import fresco
 from fresco import errors
+from fresco.cost import pass_bytes
 from fresco.layout import TokenLayout
 from fresco.ports import find_adapter
 from fresco.transfer import cut_patches
@@ -229,10 +232,24 @@ def test_cogvideox_s_own_schedule_is_told_as_a_flow_s():
     assert [step.sigma for step in steps] == pytest.approx(expected.tolist())
 
 
-def test_costs_of_mochi_are_refused_with_the_reason():
+@pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")  # of its positions
+@torch.no_grad()
+def test_costs_of_mochi_are_those_of_its_calls():
+    """Counted without weights: with positions of its own and a mask that holds for all."""
     family = FAMILIES["mochi"]
     pipe = family.make()
+    plain = family.draw(pipe)
     with fresco.accelerate(pipe, STAGED) as accelerated:
         family.draw(pipe)
-        with pytest.raises(errors.AdapterError, match="asks torch for an autocast"):
-            accelerated.cost()
+        cost, plan = accelerated.cost(), accelerated.plan
+    flops = {}
+    for n_tokens in {step.n_tokens for step in plan.steps}:
+        call = find_adapter(pipe.transformer).example_call(pipe.transformer, n_tokens, 5)
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            pipe.transformer(**call)
+        flops[n_tokens] = counter.get_total_flops()
+    assert len(flops) == 3
+    assert cost.flops == sum(flops[step.n_tokens] for step in plan.steps)
+    assert cost.baseline_flops == plan.n_requested * flops[plan.n_full_tokens]
+    assert pass_bytes(pipe.transformer, 12, 5) < pass_bytes(pipe.transformer, 48, 5)
+    assert family.draw(pipe).equal(plain)

@@ -170,9 +170,6 @@ class CogVideoXAdapter(StripAdapter):
         return module._get_positional_embeddings(*sides, n_pictures)  # type: ignore[no-any-return]
 
     def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
-        if self.config.use_learned_positional_embeddings:
-            expected, got = "positions of any size to count with", "those learned of one size"
-            raise AdapterError("Accelerated.cost()", expected, got, "Count another checkpoint's.")
         latents = self.example_latents(transformer, n_tokens).transpose(1, 2)
         latents = latents.expand(-1, self.patch_frames, -1, -1, -1)
         width = self.config.text_embed_dim
@@ -183,6 +180,10 @@ class CogVideoXAdapter(StripAdapter):
             "ofs": latents.new_zeros(1) if self.config.ofs_embed_dim else None,
             "return_dict": False,
         }
+
+    def make_countable(self, skeleton: Any) -> None:
+        """Have it count any number of tokens: a learned table, of one size, is only added."""
+        skeleton.patch_embed.use_learned_positional_embeddings = False
 
     def _rotations(self, places: Tensor, n_frames: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of places [n, 2] in every frame, each [f * n, d]."""
