@@ -177,6 +177,23 @@ def test_places_of_mixed_cells_are_the_middles_of_what_they_cover(pipe):
         torch.testing.assert_close(got, covered)
 
 
+def test_places_stay_float32_beside_latents_in_bfloat16():
+    transformer, layout = FAMILY.make().transformer, TokenLayout.whole(2, 4, 1, 1)
+    call = {
+        "hidden_states": _noise(1, 16, 4),
+        "video_coords": transformer.rope.prepare_video_coords(1, 2, 2, 4, "cpu", fps=24.0),
+    }
+    tokens, positions = _noise(1, 8, 4 * 2)[..., None, None], layout.positions("fine") + 0.3
+    embed = find_adapter(transformer).embed
+    expected = embed(call, tokens, layout, positions)["video_coords"]
+    entered = embed(
+        {**call, "hidden_states": call["hidden_states"].bfloat16()}, tokens, layout, positions
+    )
+    assert entered["hidden_states"].dtype == torch.bfloat16
+    assert entered["video_coords"].dtype == torch.float32
+    assert entered["video_coords"].equal(expected)
+
+
 def test_sound_does_not_depend_on_its_batch(pipe):
     stage = {**MIXED["stages"][1], "promote": {"score": "random", "budget": 0.4}}
     raw = {**MIXED, "stages": [MIXED["stages"][0], stage, MIXED["stages"][2]]}
