@@ -57,10 +57,10 @@ def plan(
         tokens = {"text_tokens": text_tokens, "reference_tokens": reference_tokens}
         asked = {**size, **tokens, "steps": steps}
         with progress_bar() as bar:
-            task = bar.add_task("counting", total=None)
+            task = bar.add_task("counting", total=None, visible=False)  # unless it is refused
 
             def advance(done: int, total: int) -> None:
-                bar.update(task, completed=done, total=total)
+                bar.update(task, completed=done, total=total, visible=True)
 
             found = make(pipe, recipe, **asked, device=device, on_count=advance)
         if json:

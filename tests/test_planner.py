@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
 
 import pytest
@@ -197,6 +198,7 @@ def test_plan_prints_writes_and_draws(tmp_path):
     assert [step["tokens"] for step in found["steps"]] == [64] * 2 + [256] * 5
     assert f"{expected.flops_speedup:.2f}x fewer" in result.output
     assert "an estimate" in result.output
+    assert re.search(r"counting .* 3/3", result.output)
     with Image.open(png) as picture:
         assert picture.size == (800, 700)
 
@@ -232,6 +234,7 @@ def test_bad_input_to_plan_exits_with_2(arguments, message):
     result = run("plan", *arguments)
     assert result.exit_code == 2
     assert message in result.output
+    assert "counting" not in result.output
 
 
 def test_frames_of_a_video_count_as_tokens():
