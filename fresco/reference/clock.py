@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fresco.adapters.models.flux import FluxAdapter
+from fresco.ports import find_adapter
 from fresco.reference import MAX_TOKENS
 from fresco.timing import now_s
 
@@ -27,14 +27,14 @@ def step_clock(pipe: FluxPipeline) -> Callable[[int], float]:
         transformer for them, at the pipeline's default size.
     """
     transformer = copy.deepcopy(pipe.transformer)
-    adapter = FluxAdapter(transformer)
+    adapter = find_adapter(transformer)
     rows, columns = adapter.grid(pipe, None, None)
     call = adapter.example_call(transformer, rows * columns, MAX_TOKENS)
 
     @torch.inference_mode()
     def seconds(n_pictures: int) -> float:
         batch = {
-            name: torch.cat([given] * n_pictures) if name in adapter.batched else given
+            name: torch.cat([given] * n_pictures) if _is_of_one_picture(given) else given
             for name, given in call.items()
         }
         start_s = now_s(call["hidden_states"])
@@ -42,3 +42,7 @@ def step_clock(pipe: FluxPipeline) -> Callable[[int], float]:
         return now_s(call["hidden_states"]) - start_s
 
     return seconds
+
+
+def _is_of_one_picture(given: object) -> bool:
+    return isinstance(given, torch.Tensor) and len(given) == 1
