@@ -27,8 +27,8 @@ class AuraFlowAdapter(StripAdapter):
     """
 
     model: ClassVar[str] = "AuraFlowTransformer2DModel"
+    text_width: ClassVar[str] = "joint_attention_dim"
     is_relative: ClassVar[bool] = False
-    batched: ClassVar[tuple[str, ...]] = ("hidden_states", "encoder_hidden_states", "timestep")
     _change: Tensor | None = None  # of the model's positions in this call, [n, d]
 
     def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
@@ -56,13 +56,3 @@ class AuraFlowAdapter(StripAdapter):
         unwrap = wrap_method(module, "pe_selection_index_based_on_dim", choose)
         handle = module.register_forward_hook(add)
         return undo
-
-    def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
-        latents = self.example_latents(transformer, n_tokens)
-        width = self.config.joint_attention_dim
-        return {
-            "hidden_states": latents,
-            "encoder_hidden_states": latents.new_zeros(1, n_text_tokens, width),
-            "timestep": latents.new_zeros(1),
-            "return_dict": False,
-        }

@@ -41,7 +41,6 @@ class CogVideoXAdapter(StripAdapter):
     prediction: ClassVar[Prediction] = "v_prediction"
     scheduler: ClassVar[str] = "CogVideoXDDIMScheduler"
     is_relative: ClassVar[bool] = False
-    batched: ClassVar[tuple[str, ...]] = ("hidden_states", "encoder_hidden_states", "timestep")
     _entries: Tensor | None = None  # places in a learned table, [n, 2]; None: the model's own
 
     def __init__(self, transformer: Any) -> None:

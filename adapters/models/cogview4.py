@@ -25,11 +25,10 @@ class CogView4Adapter(StripAdapter):
     """
 
     model: ClassVar[str] = "CogView4Transformer2DModel"
+    text_width: ClassVar[str] = "text_embed_dim"
     is_relative: ClassVar[bool] = False
     batched: ClassVar[tuple[str, ...]] = (
-        "hidden_states",
-        "encoder_hidden_states",
-        "timestep",
+        *StripAdapter.batched,
         "original_size",
         "target_size",
         "crop_coords",
@@ -53,17 +52,9 @@ class CogView4Adapter(StripAdapter):
         return math.exp(mu) if config.time_shift_type == "exponential" else float(mu)
 
     def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
-        latents, width = self.example_latents(transformer, n_tokens), self.config.text_embed_dim
-        size = latents.new_zeros(1, 2)
-        return {
-            "hidden_states": latents,
-            "encoder_hidden_states": latents.new_zeros(1, n_text_tokens, width),
-            "timestep": latents.new_zeros(1),
-            "original_size": size,
-            "target_size": size,
-            "crop_coords": size,
-            "return_dict": False,
-        }
+        call = super().example_call(transformer, n_tokens, n_text_tokens)
+        size = call["timestep"].new_zeros(1, 2)
+        return {**call, "original_size": size, "target_size": size, "crop_coords": size}
 
     def _after_positions(self, rope: Any, _given: object, _output: object) -> Any:
         if self._places is None:

@@ -13,12 +13,11 @@ from fresco.layout import TokenLayout
 from fresco.ports import register_adapter
 
 from .flux_attention import Strides
-from .packed import PackedAdapter, swap_ids
-from .residuals import pool_residuals
+from .packed import PackedIdsAdapter
 
 
 @register_adapter
-class FluxAdapter(PackedAdapter):
+class FluxAdapter(PackedIdsAdapter):
     """`FluxTransformer2DModel`, hooked at its root only.
 
     Channels beyond those it predicts are conditions (Fill's mask, a control picture): cells
@@ -31,14 +30,12 @@ class FluxAdapter(PackedAdapter):
 
     model: ClassVar[str] = "FluxTransformer2DModel"
     batched: ClassVar[tuple[str, ...]] = (
-        "hidden_states",
-        "encoder_hidden_states",
+        *PackedIdsAdapter.batched,
         "pooled_projections",
-        "timestep",
         "guidance",
     )
     residuals: ClassVar[tuple[str, ...]] = ()
-    pooled: ClassVar[tuple[str, ...]] = PackedAdapter.residuals
+    pooled: ClassVar[tuple[str, ...]] = PackedIdsAdapter.residuals
     from_pictures: ClassVar[Collection[str]] = (
         "FluxImg2ImgPipeline",
         "FluxInpaintPipeline",
@@ -74,15 +71,15 @@ class FluxAdapter(PackedAdapter):
     def embed(
         self, call: Mapping[str, Any], tokens: Tensor, layout: TokenLayout, positions: Tensor
     ) -> dict[str, Any]:
-        ids = call["img_ids"]
+        hidden, ids = call["hidden_states"], call["img_ids"]
         ids = ids[0] if ids.ndim == 3 else ids
-        hidden = call["hidden_states"]
-        entered = self.swap(hidden[..., : self.n_own], tokens, layout)
+        own = {**call, "hidden_states": hidden[..., : self.n_own], "img_ids": ids}
+        entered = super().embed(own, tokens, layout, positions)
         if hidden.shape[-1] > self.n_own:
             conditions = self.average(hidden[..., self.n_own :], layout).to(hidden.dtype)
-            entered = torch.cat((entered, conditions), dim=-1)
-        changed = {"hidden_states": entered, "img_ids": swap_ids(ids, positions, layout)}
-        return {**call, **changed, **pool_residuals(call, self.pooled, layout)}
+            seen = torch.cat((entered["hidden_states"], conditions), dim=-1)
+            entered["hidden_states"] = seen
+        return entered
 
     def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
         if "phase" not in units:
@@ -100,17 +97,3 @@ class FluxAdapter(PackedAdapter):
             )
         if self._strides:
             self._strides.aim(call, layout)
-
-    def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
-        config = transformer.config
-        like = next(transformer.parameters())
-        call: dict[str, Any] = {
-            "hidden_states": like.new_zeros(1, n_tokens, config.in_channels),
-            "encoder_hidden_states": like.new_zeros(1, n_text_tokens, config.joint_attention_dim),
-            "pooled_projections": like.new_zeros(1, config.pooled_projection_dim),
-            "timestep": like.new_zeros(1),
-            "img_ids": like.new_zeros(n_tokens, 3),
-            "txt_ids": like.new_zeros(n_text_tokens, 3),
-            "return_dict": False,
-        }
-        return {**call, "guidance": like.new_zeros(1)} if config.guidance_embeds else call

@@ -12,11 +12,11 @@ from fresco.errors import AdapterError
 from fresco.layout import TokenLayout
 from fresco.ports import register_adapter
 
-from .packed import PackedAdapter, swap_ids
+from .packed import PackedIdsAdapter
 
 
 @register_adapter
-class Flux2Adapter(PackedAdapter):
+class Flux2Adapter(PackedIdsAdapter):
     """`Flux2Transformer2DModel`, hooked at its root only.
 
     A token's 128 channels are 32 of the VAE's, at 2 x 2 latent pixels.
@@ -27,9 +27,7 @@ class Flux2Adapter(PackedAdapter):
 
     model: ClassVar[str] = "Flux2Transformer2DModel"
     batched: ClassVar[tuple[str, ...]] = (
-        "hidden_states",
-        "encoder_hidden_states",
-        "timestep",
+        *PackedIdsAdapter.batched,
         "guidance",
         "img_ids",
         "txt_ids",
@@ -53,21 +51,4 @@ class Flux2Adapter(PackedAdapter):
         if call.get("kv_cache") is not None or call.get("num_ref_tokens"):
             expected, got = "reference tokens behind the picture's", "a call with a KV cache"
             raise AdapterError("pipe(prompt, ...)", expected, got, "Use a recipe without stages.")
-        return {
-            **call,
-            "hidden_states": self.swap(call["hidden_states"], tokens, layout),
-            "img_ids": swap_ids(call["img_ids"], positions, layout),
-        }
-
-    def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
-        config = transformer.config
-        like = next(transformer.parameters())
-        return {
-            "hidden_states": like.new_zeros(1, n_tokens, config.in_channels),
-            "encoder_hidden_states": like.new_zeros(1, n_text_tokens, config.joint_attention_dim),
-            "timestep": like.new_zeros(1),
-            "guidance": like.new_zeros(1),
-            "img_ids": like.new_zeros(1, n_tokens, 4),
-            "txt_ids": like.new_zeros(1, n_text_tokens, 4),
-            "return_dict": False,
-        }
+        return super().embed(call, tokens, layout, positions)

@@ -28,10 +28,9 @@ class HunyuanImageAdapter(StripAdapter):
     """
 
     model: ClassVar[str] = "HunyuanImageTransformer2DModel"
+    text_width: ClassVar[str] = "text_embed_dim"
     batched: ClassVar[tuple[str, ...]] = (
-        "hidden_states",
-        "timestep",
-        "encoder_hidden_states",
+        *StripAdapter.batched,
         "encoder_attention_mask",
         "encoder_hidden_states_2",
         "encoder_attention_mask_2",
@@ -52,17 +51,6 @@ class HunyuanImageAdapter(StripAdapter):
         super().attach(transformer, units)
         rope: nn.Module = transformer.rope
         return rope.register_forward_hook(self._after_positions).remove
-
-    def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
-        latents, config = self.example_latents(transformer, n_tokens), self.config
-        call = {
-            "hidden_states": latents,
-            "timestep": latents.new_zeros(1),
-            "encoder_hidden_states": latents.new_zeros(1, n_text_tokens, config.text_embed_dim),
-            "encoder_attention_mask": latents.new_ones(1, n_text_tokens),
-            "return_dict": False,
-        }
-        return {**call, "guidance": latents.new_zeros(1)} if config.guidance_embeds else call
 
     def _after_positions(self, rope: Any, given: Any, _output: object) -> Any:
         if self._places is None:

@@ -29,10 +29,9 @@ class HunyuanVideoAdapter(FirstFrameAdapter):
     """
 
     model: ClassVar[str] = "HunyuanVideoTransformer3DModel"
+    text_width: ClassVar[str] = "text_embed_dim"
     batched: ClassVar[tuple[str, ...]] = (
-        "hidden_states",
-        "timestep",
-        "encoder_hidden_states",
+        *FirstFrameAdapter.batched,
         "encoder_attention_mask",
         "pooled_projections",
         "guidance",
@@ -76,15 +75,3 @@ class HunyuanVideoAdapter(FirstFrameAdapter):
 
     def rotations(self, rope: Any, given: Sequence[Any], places: Tensor) -> Any:
         return rotate(given[0], places, rope.rope_dim, rope.theta, torch.float32)
-
-    def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
-        latents, config = self.example_latents(transformer, n_tokens), self.config
-        call = {
-            "hidden_states": latents,
-            "timestep": latents.new_zeros(1),
-            "encoder_hidden_states": latents.new_zeros(1, n_text_tokens, config.text_embed_dim),
-            "encoder_attention_mask": latents.new_ones(1, n_text_tokens),
-            "pooled_projections": latents.new_zeros(1, config.pooled_projection_dim),
-            "return_dict": False,
-        }
-        return {**call, "guidance": latents.new_zeros(1)} if config.guidance_embeds else call

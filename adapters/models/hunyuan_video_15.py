@@ -25,11 +25,10 @@ class HunyuanVideo15Adapter(VideoAdapter):
     """
 
     model: ClassVar[str] = "HunyuanVideo15Transformer3DModel"
+    text_width: ClassVar[str] = "text_embed_dim"
     batched: ClassVar[tuple[str, ...]] = (
-        "hidden_states",
-        "timestep",
+        *VideoAdapter.batched,
         "timestep_r",
-        "encoder_hidden_states",
         "encoder_attention_mask",
         "encoder_hidden_states_2",
         "encoder_attention_mask_2",
@@ -48,17 +47,11 @@ class HunyuanVideo15Adapter(VideoAdapter):
         return rotate(given[0], places, rope.rope_dim, rope.theta, torch.float32)
 
     def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
-        latents, config = self.example_latents(transformer, n_tokens), self.config
-        text = {
-            "encoder_hidden_states": latents.new_zeros(1, n_text_tokens, config.text_embed_dim),
-            "encoder_attention_mask": latents.new_ones(1, n_text_tokens),
-            "encoder_hidden_states_2": latents.new_zeros(1, _N_BYT5, config.text_embed_2_dim),
-            "encoder_attention_mask_2": latents.new_zeros(1, _N_BYT5),
-            "image_embeds": latents.new_zeros(1, _N_PICTURE, config.image_embed_dim),
-        }
+        call = super().example_call(transformer, n_tokens, n_text_tokens)
+        like, config = call["timestep"], self.config
         return {
-            "hidden_states": latents,
-            "timestep": latents.new_zeros(1),
-            **text,
-            "return_dict": False,
+            **call,
+            "encoder_hidden_states_2": like.new_zeros(1, _N_BYT5, config.text_embed_2_dim),
+            "encoder_attention_mask_2": like.new_zeros(1, _N_BYT5),
+            "image_embeds": like.new_zeros(1, _N_PICTURE, config.image_embed_dim),
         }

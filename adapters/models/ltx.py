@@ -26,14 +26,10 @@ class LTXVideoAdapter(PackedAdapter):
     """
 
     model: ClassVar[str] = "LTXVideoTransformer3DModel"
+    text_width: ClassVar[str] = "caption_channels"
     patch_px = 1
     residuals: ClassVar[tuple[str, ...]] = ()
-    batched: ClassVar[tuple[str, ...]] = (
-        "hidden_states",
-        "encoder_hidden_states",
-        "timestep",
-        "encoder_attention_mask",
-    )
+    batched: ClassVar[tuple[str, ...]] = (*PackedAdapter.batched, "encoder_attention_mask")
 
     def check(self, pipe: Any) -> None:
         super().check(pipe)
@@ -100,15 +96,5 @@ class LTXVideoAdapter(PackedAdapter):
         return self.with_sample(output, self.pack(carrier).to(output[0].dtype))
 
     def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
-        config = transformer.config
-        like = next(transformer.parameters())
-        return {
-            "hidden_states": like.new_zeros(1, n_tokens, config.in_channels),
-            "encoder_hidden_states": like.new_zeros(1, n_text_tokens, config.caption_channels),
-            "timestep": like.new_zeros(1),
-            "encoder_attention_mask": like.new_ones(1, n_text_tokens),
-            "num_frames": 1,
-            "height": 1,
-            "width": n_tokens,
-            "return_dict": False,
-        }
+        call = super().example_call(transformer, n_tokens, n_text_tokens)
+        return {**call, "num_frames": 1, "height": 1, "width": n_tokens}

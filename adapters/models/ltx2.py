@@ -29,11 +29,9 @@ class LTX2VideoAdapter(LTXVideoAdapter):
 
     model: ClassVar[str] = "LTX2VideoTransformer3DModel"
     batched: ClassVar[tuple[str, ...]] = (
-        "hidden_states",
+        *LTXVideoAdapter.batched,
         "audio_hidden_states",
-        "encoder_hidden_states",
         "audio_encoder_hidden_states",
-        "timestep",
         "sigma",
         "encoder_attention_mask",
         "audio_encoder_attention_mask",
@@ -80,26 +78,18 @@ class LTX2VideoAdapter(LTXVideoAdapter):
 
     def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
         """Arguments of one pass; of the sound, one token: its length is not known."""
-        config = transformer.config
-        like = next(transformer.parameters())
-        has_projections = config.use_prompt_embeddings
-        width = config.num_attention_heads * config.attention_head_dim
-        sound_width = config.audio_num_attention_heads * config.audio_attention_head_dim
-        text_d, sound_text_d = (
-            (config.caption_channels,) * 2 if has_projections else (width, sound_width)
-        )
+        call, config = super().example_call(transformer, n_tokens, n_text_tokens), self.config
+        d = config.num_attention_heads * config.attention_head_dim
+        sound_d = config.audio_num_attention_heads * config.audio_attention_head_dim
+        if config.use_prompt_embeddings:  # it projects the text to these widths itself
+            d = sound_d = config.caption_channels
+        like = call["timestep"]
         return {
-            "hidden_states": like.new_zeros(1, n_tokens, config.in_channels),
+            **call,
             "audio_hidden_states": like.new_zeros(1, 1, config.audio_in_channels),
-            "encoder_hidden_states": like.new_zeros(1, n_text_tokens, text_d),
-            "audio_encoder_hidden_states": like.new_zeros(1, n_text_tokens, sound_text_d),
-            "timestep": like.new_zeros(1),
+            "encoder_hidden_states": like.new_zeros(1, n_text_tokens, d),
+            "audio_encoder_hidden_states": like.new_zeros(1, n_text_tokens, sound_d),
             "sigma": like.new_zeros(1),
-            "encoder_attention_mask": like.new_ones(1, n_text_tokens),
-            "audio_encoder_attention_mask": like.new_ones(1, n_text_tokens),
-            "num_frames": 1,
-            "height": 1,
-            "width": n_tokens,
+            "audio_encoder_attention_mask": call["encoder_attention_mask"],
             "audio_num_frames": 1,
-            "return_dict": False,
         }

@@ -25,13 +25,9 @@ class Lumina2Adapter(StripAdapter):
     """
 
     model: ClassVar[str] = "Lumina2Transformer2DModel"
+    text_width: ClassVar[str] = "cap_feat_dim"
     noise_coefficient: ClassVar[float] = -1.0
-    batched: ClassVar[tuple[str, ...]] = (
-        "hidden_states",
-        "encoder_hidden_states",
-        "encoder_attention_mask",
-        "timestep",
-    )
+    batched: ClassVar[tuple[str, ...]] = (*StripAdapter.batched, "encoder_attention_mask")
 
     def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
         super().attach(transformer, units)
@@ -56,13 +52,3 @@ class Lumina2Adapter(StripAdapter):
 
     def shift(self, scheduler: Any, n_tokens: int, n_steps: int) -> float:
         return super().shift(scheduler, self.config.in_channels, n_steps)
-
-    def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
-        latents, width = self.example_latents(transformer, n_tokens), self.config.cap_feat_dim
-        return {
-            "hidden_states": latents,
-            "timestep": latents.new_zeros(1),
-            "encoder_hidden_states": latents.new_zeros(1, n_text_tokens, width),
-            "encoder_attention_mask": latents.new_ones(1, n_text_tokens).bool(),
-            "return_dict": False,
-        }

@@ -29,12 +29,7 @@ class MochiAdapter(VideoAdapter):
     noise_coefficient: ClassVar[float] = -1.0
     inverts_sigmas: ClassVar[bool] = True
     is_relative: ClassVar[bool] = False
-    batched: ClassVar[tuple[str, ...]] = (
-        "hidden_states",
-        "encoder_hidden_states",
-        "timestep",
-        "encoder_attention_mask",
-    )
+    batched: ClassVar[tuple[str, ...]] = (*VideoAdapter.batched, "encoder_attention_mask")
 
     def grid(self, pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:
         token_px = pipe.vae_spatial_scale_factor * self.patch_px

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from fresco.errors import AdapterError
 from fresco.layout import TokenLayout
 from fresco.noise import NoiseField
-from fresco.ports import AbstractModelAdapter
 from fresco.transfer import cut_patches, join_patches, restrict
 
-from .residuals import select_residuals, select_rows
+from .arguments import ArgumentsAdapter
+from .residuals import pool_residuals
 
 
-class PackedAdapter(AbstractModelAdapter):
+class PackedAdapter(ArgumentsAdapter):
     """Tokens [b, n, c * 2 * 2], packed (channel, row, column); condition tokens behind them."""
 
     patch_px = 2
-    batched: ClassVar[tuple[str, ...]]  # arguments with a batch axis
     residuals: ClassVar[tuple[str, ...]] = (
         "controlnet_block_samples",
         "controlnet_single_block_samples",
-    )  # of a ControlNet, tied to the full grid
-    pooled: ClassVar[tuple[str, ...]] = ()  # such ones that cells average
+    )
+    text_width: ClassVar[str] = "joint_attention_dim"
 
     def grid(self, pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:
         default = pipe.default_sample_size * pipe.vae_scale_factor
@@ -43,21 +41,6 @@ class PackedAdapter(AbstractModelAdapter):
 
     def pack(self, carrier: Tensor) -> Tensor:
         return cut_patches(carrier, self.patch_px).flatten(2)
-
-    def read(self, call: Mapping[str, Any], layout: TokenLayout) -> Tensor:
-        given = [name for name in self.residuals if call.get(name) is not None]
-        if given:
-            raise AdapterError(
-                "pipe(prompt, ...)",
-                "a call without ControlNet residuals in coarse stages",
-                " and ".join(given),
-                "Restore the pipeline, or use a recipe without stages.",
-            )
-        return self.unpack(call["hidden_states"], layout)
-
-    def select(self, call: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
-        own = select_rows(call, self.batched, rows)
-        return own | select_residuals(call, self.pooled, rows)
 
     def swap(self, hidden: Tensor, tokens: Tensor, layout: TokenLayout) -> Tensor:
         """Put tokens in place of the full grid's, condition tokens as they are."""
@@ -79,16 +62,40 @@ class PackedAdapter(AbstractModelAdapter):
         sample = torch.cat((packed, predicted[:, layout.n_tokens :]), dim=1)
         return self.with_sample(output, sample)
 
-    def text_tokens(self, call: Mapping[str, Any]) -> int:
-        return int(call["encoder_hidden_states"].shape[1])
-
     def given_tokens(self, call: Mapping[str, Any], layout: TokenLayout) -> int:
         return int(call["hidden_states"].shape[1]) - layout.sides.numel()
+
+    def example_latents(self, transformer: Any, n_tokens: int) -> Tensor:
+        like: Tensor = next(transformer.parameters())
+        return like.new_zeros(1, n_tokens, self.config.in_channels)
 
     def _patches(self, packed: Tensor) -> Tensor:
         """[b, n, c * p * p] as [b, n, c, p, p], the order the pipeline packs in."""
         b, n, d = packed.shape
         return packed.reshape(b, n, d // self.patch_px**2, self.patch_px, self.patch_px)
+
+
+class PackedIdsAdapter(PackedAdapter):
+    """Packed tokens whose positions come with the call: `img_ids`, those of text `txt_ids`."""
+
+    def embed(
+        self, call: Mapping[str, Any], tokens: Tensor, layout: TokenLayout, positions: Tensor
+    ) -> dict[str, Any]:
+        return {
+            **call,
+            "hidden_states": self.swap(call["hidden_states"], tokens, layout),
+            "img_ids": swap_ids(call["img_ids"], positions, layout),
+            **pool_residuals(call, self.pooled, layout),
+        }
+
+    def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
+        call = super().example_call(transformer, n_tokens, n_text_tokens)
+        like, axes = call["timestep"], len(self.config.axes_dims_rope)
+        ids = {
+            "img_ids": like.new_zeros(n_tokens, axes),
+            "txt_ids": like.new_zeros(n_text_tokens, axes),
+        }
+        return {**call, **ids}
 
 
 def swap_ids(ids: Tensor, positions: Tensor, layout: TokenLayout) -> Tensor:

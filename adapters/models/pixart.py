@@ -30,15 +30,11 @@ class PixArtAdapter(StripAdapter):
     """
 
     model: ClassVar[str] = "PixArtTransformer2DModel"
+    text_width: ClassVar[str] = "caption_channels"
     prediction: ClassVar[Prediction] = "epsilon"
     scheduler: ClassVar[str] = "DDIMScheduler"
     is_relative: ClassVar[bool] = False
-    batched: ClassVar[tuple[str, ...]] = (
-        "hidden_states",
-        "encoder_hidden_states",
-        "timestep",
-        "encoder_attention_mask",
-    )
+    batched: ClassVar[tuple[str, ...]] = (*StripAdapter.batched, "encoder_attention_mask")
 
     def check(self, pipe: Any) -> None:
         latents, predicted = self.config.in_channels, self.config.out_channels
@@ -89,15 +85,10 @@ class PixArtAdapter(StripAdapter):
         return undo
 
     def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
-        latents, width = self.example_latents(transformer, n_tokens), self.config.caption_channels
-        sizes = {"resolution": latents.new_ones(1, 2), "aspect_ratio": latents.new_ones(1, 1)}
-        return {
-            "hidden_states": latents,
-            "encoder_hidden_states": latents.new_zeros(1, n_text_tokens, width),
-            "timestep": latents.new_zeros(1),
-            "added_cond_kwargs": sizes,
-            "return_dict": False,
-        }
+        call = super().example_call(transformer, n_tokens, n_text_tokens)
+        like = call["timestep"]
+        sizes = {"resolution": like.new_ones(1, 2), "aspect_ratio": like.new_ones(1, 1)}
+        return {**call, "added_cond_kwargs": sizes}
 
 
 def _positions(module: Any, places: Tensor, sides: tuple[int, int]) -> Tensor:

@@ -7,27 +7,25 @@ positions and masks are the model's own. So whole grids only.
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from fresco.errors import AdapterError
 from fresco.layout import TokenLayout
-from fresco.ports import AbstractModelAdapter, register_adapter
+from fresco.ports import register_adapter
 from fresco.transfer import cut_patches, join_patches
 
-_CALL = "pipe(prompt, ...)"
+from .arguments import CALL, ArgumentsAdapter, near_square
 
 
 @register_adapter
-class PlainAdapter(AbstractModelAdapter):
+class PlainAdapter(ArgumentsAdapter):
     """Latents [b, c, h, w], or [b, c, f, h, w] where patches have a temporal size."""
 
     model: ClassVar[str] = "any"
     mixes: ClassVar[bool] = False
-    residuals: ClassVar[tuple[str, ...]] = ()  # arguments that are tied to the full grid
 
     def __init__(self, transformer: Any) -> None:
         super().__init__(transformer)
@@ -73,22 +71,12 @@ class PlainAdapter(AbstractModelAdapter):
             form = "[b, c, f, h, w]" if self.is_video else "[b, c, h, w]"
             expected = f"latents {form} of {layout.grid_px} px"
             fix = "Use a recipe without stages, or write an adapter (docs/how-to/add-a-model.md)."
-            raise AdapterError(_CALL, expected, list(packed.shape), fix)
+            raise AdapterError(CALL, expected, list(packed.shape), fix)
         return packed.flatten(1, 2) if self.is_video else packed
 
     def pack(self, carrier: Tensor) -> Tensor:
         channels = self.config.in_channels
         return carrier.unflatten(1, (channels, -1)) if self.is_video else carrier
-
-    def read(self, call: Mapping[str, Any], layout: TokenLayout) -> Tensor:
-        given = [name for name in self.residuals if call.get(name) is not None]
-        if given:
-            fix = "Restore the pipeline, or use a recipe without stages."
-            raise AdapterError(_CALL, "a call without ControlNet residuals", given[0], fix)
-        return self.unpack(call["hidden_states"], layout)
-
-    def select(self, call: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
-        raise AdapterError(_CALL, "one layout per batch", f"rows {list(rows)}", "Report this.")
 
     def embed(
         self, call: Mapping[str, Any], tokens: Tensor, layout: TokenLayout, positions: Tensor
@@ -100,25 +88,23 @@ class PlainAdapter(AbstractModelAdapter):
         n, given = output[0].shape[1], self.config.in_channels
         if self.model == "any" and n != given:
             got, fix = f"{n} of {given}", "Write an adapter (docs/how-to/add-a-model.md)."
-            raise AdapterError(_CALL, "as many channels predicted as given", got, fix)
+            raise AdapterError(CALL, "as many channels predicted as given", got, fix)
         predicted = output[0].flatten(1, 2) if self.is_video else output[0]
         return cut_patches(predicted, self.patch_px)
 
     def replace(self, output: Any, carrier: Tensor, layout: TokenLayout) -> Any:
         return self.with_sample(output, self.pack(carrier).to(output[0].dtype))
 
-    def text_tokens(self, call: Mapping[str, Any]) -> int:
-        return int(call["encoder_hidden_states"].shape[1])
-
     def example_latents(self, transformer: Any, n_tokens: int) -> Tensor:
         """Zeros of so many tokens, as square as can be, on the transformer's device."""
-        rows = next(r for r in range(math.isqrt(n_tokens), 0, -1) if n_tokens % r == 0)
         frames = (1,) if self.is_video else ()
-        grid_px = (rows * self.patch_px, n_tokens // rows * self.patch_px)
+        grid_px = (side * self.patch_px for side in near_square(n_tokens))
         like: Tensor = next(transformer.parameters())
         return like.new_zeros(1, self.config.in_channels, *frames, *grid_px)
 
     def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
-        expected = "a model family whose FLOPs fresco can count"
-        got, fix = type(transformer).__name__, "Write an adapter (docs/how-to/add-a-model.md)."
-        raise AdapterError("Accelerated.cost()", expected, got, fix)
+        if self.model == "any":
+            expected = "a model family whose FLOPs fresco can count"
+            got, fix = type(transformer).__name__, "Write an adapter (docs/how-to/add-a-model.md)."
+            raise AdapterError("Accelerated.cost()", expected, got, fix)
+        return super().example_call(transformer, n_tokens, n_text_tokens)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar
 
@@ -13,6 +12,7 @@ from fresco.errors import AdapterError
 from fresco.layout import TokenLayout
 from fresco.ports import register_adapter
 
+from .arguments import near_square
 from .packed import PackedAdapter
 
 
@@ -30,10 +30,8 @@ class QwenImageAdapter(PackedAdapter):
 
     model: ClassVar[str] = "QwenImageTransformer2DModel"
     batched: ClassVar[tuple[str, ...]] = (
-        "hidden_states",
-        "encoder_hidden_states",
+        *PackedAdapter.batched,
         "encoder_hidden_states_mask",
-        "timestep",
         "guidance",
         "img_shapes",
     )
@@ -75,17 +73,8 @@ class QwenImageAdapter(PackedAdapter):
             self._rotations = None
 
     def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
-        config = transformer.config
-        like = next(transformer.parameters())
-        rows = next(r for r in range(math.isqrt(n_tokens), 0, -1) if n_tokens % r == 0)
-        call = {
-            "hidden_states": like.new_zeros(1, n_tokens, config.in_channels),
-            "encoder_hidden_states": like.new_zeros(1, n_text_tokens, config.joint_attention_dim),
-            "timestep": like.new_zeros(1),
-            "img_shapes": [[(1, rows, n_tokens // rows)]],
-            "return_dict": False,
-        }
-        return {**call, "guidance": like.new_zeros(1)} if config.guidance_embeds else call
+        call = super().example_call(transformer, n_tokens, n_text_tokens)
+        return {**call, "img_shapes": [[(1, *near_square(n_tokens))]]}
 
     def _rotate(self, positions: Tensor) -> Tensor:
         """Rotations of positions [m, 2] from the middle; the frame is the first, 0."""

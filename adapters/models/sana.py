@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from fresco.ports import register_adapter
 
@@ -19,14 +19,5 @@ class SanaAdapter(PlainAdapter):
     """
 
     model: ClassVar[str] = "SanaTransformer2DModel"
+    text_width: ClassVar[str] = "caption_channels"
     residuals: ClassVar[tuple[str, ...]] = ("controlnet_block_samples",)
-
-    def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
-        latents, config = self.example_latents(transformer, n_tokens), self.config
-        call = {
-            "hidden_states": latents,
-            "encoder_hidden_states": latents.new_zeros(1, n_text_tokens, config.caption_channels),
-            "timestep": latents.new_zeros(1),
-            "return_dict": False,
-        }
-        return {**call, "guidance": latents.new_zeros(1)} if config.guidance_embeds else call

@@ -27,18 +27,14 @@ class StableDiffusion3Adapter(StripAdapter):
     """
 
     model: ClassVar[str] = "SD3Transformer2DModel"
+    text_width: ClassVar[str] = "joint_attention_dim"
     pooled: ClassVar[tuple[str, ...]] = ("block_controlnet_hidden_states",)
     from_pictures: ClassVar[Collection[str]] = (
         "StableDiffusion3Img2ImgPipeline",
         "StableDiffusion3InpaintPipeline",
     )
     is_relative: ClassVar[bool] = False
-    batched: ClassVar[tuple[str, ...]] = (
-        "hidden_states",
-        "encoder_hidden_states",
-        "pooled_projections",
-        "timestep",
-    )
+    batched: ClassVar[tuple[str, ...]] = (*StripAdapter.batched, "pooled_projections")
 
     def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
         super().attach(transformer, units)
@@ -54,18 +50,6 @@ class StableDiffusion3Adapter(StripAdapter):
             return _waves_between(table, self._places + corner)[None]
 
         return wrap_method(module, "cropped_pos_embed", crop)
-
-    def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
-        latents, config = self.example_latents(transformer, n_tokens), self.config
-        return {
-            "hidden_states": latents,
-            "encoder_hidden_states": latents.new_zeros(
-                1, n_text_tokens, config.joint_attention_dim
-            ),
-            "pooled_projections": latents.new_zeros(1, config.pooled_projection_dim),
-            "timestep": latents.new_zeros(1),
-            "return_dict": False,
-        }
 
 
 def _waves_between(table: Tensor, places: Tensor) -> Tensor:

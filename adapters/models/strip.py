@@ -6,7 +6,7 @@ positions must it be told others. A family says how, in `attach`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -17,22 +17,16 @@ from fresco.layout import TokenLayout
 from fresco.transfer import join_patches
 
 from .plain import PlainAdapter
-from .residuals import pool_residuals, select_residuals, select_rows
+from .residuals import pool_residuals
 
 
 class StripAdapter(PlainAdapter):
     """Plain latents of any layout; whole grids at native positions as they are."""
 
     mixes: ClassVar[bool] = True
-    batched: ClassVar[tuple[str, ...]]  # arguments with a batch axis
-    pooled: ClassVar[tuple[str, ...]] = ()  # residuals of a ControlNet, which cells average
     is_relative: ClassVar[bool] = True  # positions do not depend on the size of the picture
     _places: Tensor | None = None  # float32 [n, 2] of this call's tokens; None: the model's own
     _sides = (0, 0)  # fine rows and columns of the picture
-
-    def select(self, call: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
-        own = select_rows(call, self.batched, rows)
-        return own | select_residuals(call, self.pooled, rows)
 
     def embed(
         self, call: Mapping[str, Any], tokens: Tensor, layout: TokenLayout, positions: Tensor

@@ -29,7 +29,7 @@ class WanAdapter(FirstFrameAdapter):
     """
 
     model: ClassVar[str] = "WanTransformer3DModel"
-    batched: ClassVar[tuple[str, ...]] = ("hidden_states", "timestep", "encoder_hidden_states")
+    text_width: ClassVar[str] = "text_dim"
 
     def select(self, call: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
         part, name = super().select(call, rows), "encoder_hidden_states_image"
@@ -91,12 +91,7 @@ class WanAdapter(FirstFrameAdapter):
         return None if self._places is None else (given[0][..., :p, :p],)
 
     def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
-        latents = self.example_latents(transformer, n_tokens)
-        picture = self.config.image_dim and latents.new_zeros(1, 257, self.config.image_dim)
-        return {
-            "hidden_states": latents,
-            "timestep": latents.new_zeros(1),
-            "encoder_hidden_states": latents.new_zeros(1, n_text_tokens, self.config.text_dim),
-            "encoder_hidden_states_image": picture,
-            "return_dict": False,
-        }
+        call = super().example_call(transformer, n_tokens, n_text_tokens)
+        d = self.config.image_dim
+        picture = d and call["timestep"].new_zeros(1, 257, d)
+        return {**call, "encoder_hidden_states_image": picture}
