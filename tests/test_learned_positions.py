@@ -16,6 +16,7 @@ from fresco.transfer import cut_patches
 from tests import test_families as of_all
 from tests.conftest import traces
 from tests.families import FAMILIES, _noise
+from tests.matrix_run import enable
 from tests.picture_families import FROM_PICTURES, LEARNED
 from tests.test_families import MIXED, STAGED
 from tests.test_mixed_videos import SIDES
@@ -29,6 +30,13 @@ def test_mixed_stages_run_and_positions_of_fine_cells_are_the_model_s_own(monkey
     monkeypatch.setitem(FAMILIES, "learned", LEARNED)
     of_all.test_mixed_stages_run_or_are_refused_with_the_reason(LEARNED, LEARNED.make())
     of_all.test_positions_of_a_mixed_stage_that_is_all_fine_are_the_model_s_own("learned")
+
+
+def test_mixed_stages_run_under_an_offload_that_replaces_every_forward():
+    plain, offloaded = LEARNED.make(), LEARNED.make()
+    enable(offloaded, "group_leaf")
+    with fresco.accelerate(plain, MIXED), fresco.accelerate(offloaded, MIXED):
+        assert LEARNED.draw(offloaded).equal(LEARNED.draw(plain))
 
 
 def test_a_video_does_not_depend_on_its_batch():

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fresco.ports import register_adapter
-from fresco.wraps import wrap_method
 
 from .strip import StripAdapter, between
 
@@ -35,24 +35,18 @@ class AuraFlowAdapter(StripAdapter):
         super().attach(transformer, units)
         module: Any = transformer.pos_embed
 
-        def choose(original: Callable[..., Any], args: Any, kwargs: Any) -> Tensor:
-            if self._places is None:
-                own: Tensor = original(*args, **kwargs)
-                return own
+        def choose(places: Tensor, *_size: int) -> Tensor:
             most = math.isqrt(module.pos_embed_max_size)
             corner = torch.tensor([most // 2 - side // 2 for side in self._sides])
             table = module.pos_embed[0].view(most, most, -1)
-            self._change = between(table, self._places + corner) - table[0, 0]
-            return torch.zeros(len(self._places), dtype=torch.int64, device=table.device)
+            self._change = between(table, places + corner) - table[0, 0]
+            return torch.zeros(len(places), dtype=torch.int64, device=table.device)
 
         def add(_module: nn.Module, _given: object, output: Tensor) -> Tensor | None:
             change, self._change = self._change, None
             return None if change is None else output + change
 
-        def undo() -> None:
-            handle.remove()
-            unwrap()
-
-        unwrap = wrap_method(module, "pe_selection_index_based_on_dim", choose)
-        handle = module.register_forward_hook(add)
-        return undo
+        undo = ExitStack()
+        undo.callback(self.stand_in(module, "pe_selection_index_based_on_dim", choose))
+        undo.callback(module.register_forward_hook(add).remove)
+        return undo.close

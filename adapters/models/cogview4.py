@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fresco.ports import register_adapter
 
-from .strip import StripAdapter
+from .strip import RopeAdapter
 
 
 @register_adapter
-class CogView4Adapter(StripAdapter):
+class CogView4Adapter(RopeAdapter):
     """`CogView4Transformer2DModel`; it scales positions to the size of the picture itself.
 
     Source:
@@ -28,17 +28,12 @@ class CogView4Adapter(StripAdapter):
     text_width: ClassVar[str] = "text_embed_dim"
     is_relative: ClassVar[bool] = False
     batched: ClassVar[tuple[str, ...]] = (
-        *StripAdapter.batched,
+        *RopeAdapter.batched,
         "original_size",
         "target_size",
         "crop_coords",
         "attention_mask",
     )
-
-    def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
-        super().attach(transformer, units)
-        rope: nn.Module = transformer.rope
-        return rope.register_forward_hook(self._after_positions).remove
 
     def spacing(self, n_steps: int) -> Sequence[float]:
         return [int(t) / 1000 for t in np.linspace(1000, 1, n_steps)]
@@ -56,12 +51,10 @@ class CogView4Adapter(StripAdapter):
         size = call["timestep"].new_zeros(1, 2)
         return {**call, "original_size": size, "target_size": size, "crop_coords": size}
 
-    def _after_positions(self, rope: Any, _given: object, _output: object) -> Any:
-        if self._places is None:
-            return None
+    def rotations(self, rope: Any, given: Sequence[Any], places: Tensor) -> Any:
         angles = []
         for place, side, scale in zip(
-            self._places.unbind(dim=1), self._sides, rope.rope_axes_dim, strict=True
+            places.unbind(dim=1), self._sides, rope.rope_axes_dim, strict=True
         ):
             d = rope.dim // 2
             frequencies = rope.theta ** -(torch.arange(0, d, 2).float() / d)

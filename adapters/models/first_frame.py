@@ -12,10 +12,11 @@ from fresco.errors import AdapterError
 from fresco.layout import TokenLayout
 from fresco.transfer import cut_patches, join_patches
 
+from .strip import RopeAdapter
 from .video import VideoAdapter
 
 
-class FirstFrameAdapter(VideoAdapter):
+class FirstFrameAdapter(RopeAdapter, VideoAdapter):
     """Latents [b, c, f, h, w]; of `n_still` first frames the transformer sees what is given.
 
     They hold no noise, so they are no part of the carrier: their tokens are those of the full

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from diffusers.models.embeddings import get_1d_rotary_pos_embed
-from torch import nn
+from torch import Tensor
 
 from fresco.errors import AdapterError
 from fresco.ports import register_adapter
 
-from .strip import StripAdapter
+from .strip import RopeAdapter
 
 
 @register_adapter
-class HunyuanImageAdapter(StripAdapter):
+class HunyuanImageAdapter(RopeAdapter):
     """`HunyuanImageTransformer2DModel`, of the base model and not distilled by mean flow.
 
     A guider that projects (APG, the pipeline's own) is not linear: with it, a coarse stage is
@@ -30,7 +30,7 @@ class HunyuanImageAdapter(StripAdapter):
     model: ClassVar[str] = "HunyuanImageTransformer2DModel"
     text_width: ClassVar[str] = "text_embed_dim"
     batched: ClassVar[tuple[str, ...]] = (
-        *StripAdapter.batched,
+        *RopeAdapter.batched,
         "encoder_attention_mask",
         "encoder_hidden_states_2",
         "encoder_attention_mask_2",
@@ -47,14 +47,7 @@ class HunyuanImageAdapter(StripAdapter):
                 "Use a recipe without stages.",
             )
 
-    def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
-        super().attach(transformer, units)
-        rope: nn.Module = transformer.rope
-        return rope.register_forward_hook(self._after_positions).remove
-
-    def _after_positions(self, rope: Any, given: Any, _output: object) -> Any:
-        if self._places is None:
-            return None
-        axes = zip(rope.rope_dim, self._places.to(given[0].device).unbind(dim=1), strict=True)
+    def rotations(self, rope: Any, given: Sequence[Any], places: Tensor) -> Any:
+        axes = zip(rope.rope_dim, places.to(given[0].device).unbind(dim=1), strict=True)
         parts = [get_1d_rotary_pos_embed(d, at, rope.theta, use_real=True) for d, at in axes]
         return tuple(torch.cat(part, dim=1) for part in zip(*parts, strict=True))

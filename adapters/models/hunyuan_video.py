@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, ClassVar
 
 import torch
@@ -58,16 +59,12 @@ class HunyuanVideoAdapter(FirstFrameAdapter):
         return super().read({**call, "hidden_states": moving}, layout)
 
     def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
-        undo = [super().attach(transformer, units)]
+        undo = ExitStack()
+        undo.callback(super().attach(transformer, units))
         if self.n_still:
-            blocks = (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
-            undo += [block.register_forward_pre_hook(self._before_block).remove for block in blocks]
-
-        def undo_all() -> None:
-            for each in reversed(undo):
-                each()
-
-        return undo_all
+            for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+                undo.callback(block.register_forward_pre_hook(self._before_block).remove)
+        return undo.close
 
     def _before_block(self, _block: Any, given: Any) -> Any:
         """Say how many of the one row's tokens, the last argument, are the still frame's."""

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from fresco.ports import register_adapter
 
+from .strip import RopeAdapter
 from .video import VideoAdapter, rotate
 
 _N_BYT5, _N_PICTURE = 256, 729  # tokens beside the text's that every call of the pipeline has
 
 
 @register_adapter
-class HunyuanVideo15Adapter(VideoAdapter):
+class HunyuanVideo15Adapter(RopeAdapter, VideoAdapter):
     """`HunyuanVideo15Transformer3DModel`; the condition's channels are zeros without a picture.
 
     Source:

@@ -10,7 +10,6 @@ from diffusers.models.embeddings import get_1d_rotary_pos_embed
 from torch import Tensor
 
 from fresco.ports import register_adapter
-from fresco.wraps import wrap_method
 
 from .strip import StripAdapter
 
@@ -33,11 +32,7 @@ class Lumina2Adapter(StripAdapter):
         super().attach(transformer, units)
         rope = transformer.rope_embedder
 
-        def rotate(original: Callable[..., Any], args: Any, kwargs: Any) -> Tensor:
-            places, (ids,) = self._places, args
-            if places is None:
-                own: Tensor = original(*args, **kwargs)
-                return own
+        def rotate(places: Tensor, ids: Tensor) -> Tensor:
             ids = ids.double()  # [b, text and image, axes]; the picture begins at its text's length
             for row, start in zip(ids, ids[..., 0].amax(dim=1).int().tolist(), strict=True):
                 row[start : start + len(places), 1:] = places.to(ids)
@@ -48,7 +43,7 @@ class Lumina2Adapter(StripAdapter):
             joined: Tensor = torch.cat(parts, dim=1)
             return joined.view(*ids.shape[:2], -1)
 
-        return wrap_method(rope, "_get_freqs_cis", rotate)
+        return self.stand_in(rope, "_get_freqs_cis", rotate)
 
     def shift(self, scheduler: Any, n_tokens: int, n_steps: int) -> float:
         return super().shift(scheduler, self.config.in_channels, n_steps)

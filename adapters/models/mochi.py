@@ -10,11 +10,12 @@ from torch import Tensor
 
 from fresco.ports import register_adapter
 
+from .strip import RopeAdapter
 from .video import VideoAdapter
 
 
 @register_adapter
-class MochiAdapter(VideoAdapter):
+class MochiAdapter(RopeAdapter, VideoAdapter):
     """`MochiTransformer3DModel`; it returns the clean latents less the noise.
 
     It scales positions to the area of the picture, and counts them from its middle. Stages are

@@ -14,7 +14,7 @@ from fresco.layout import TokenLayout
 from fresco.ports import register_adapter
 from fresco.target import Prediction
 
-from .strip import StripAdapter
+from .strip import StripAdapter, during_calls
 
 
 @register_adapter
@@ -61,28 +61,16 @@ class PixArtAdapter(StripAdapter):
     def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
         super().attach(transformer, units)
         module = transformer.pos_embed
-        own: dict[str, Any] = {}  # what is set aside during a call
 
-        def put_places(_module: object, _given: object) -> None:
-            """Let the table be these tokens' positions, for a picture of their one row."""
-            if self._places is not None:
-                own.update((key, getattr(module, key)) for key in ("height", "width", "pos_embed"))
-                places = self._places.to(module.pos_embed.device)
-                table = _positions(module, places, self._sides)
-                module.height, module.width, module.pos_embed = 1, len(places), table[None]
+        def table() -> dict[str, Any]:
+            """These tokens' positions, for a picture of their one row."""
+            if self._places is None:
+                return {}
+            places = self._places.to(module.pos_embed.device)
+            waves = _positions(module, places, self._sides)
+            return {"height": 1, "width": len(places), "pos_embed": waves[None]}
 
-        def put_back(*_given: object) -> None:
-            while own:
-                setattr(module, *own.popitem())
-
-        before = module.register_forward_pre_hook(put_places)
-        after = module.register_forward_hook(put_back, always_call=True)
-
-        def undo() -> None:
-            before.remove()
-            after.remove()
-
-        return undo
+        return during_calls(module, table)
 
     def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
         call = super().example_call(transformer, n_tokens, n_text_tokens)

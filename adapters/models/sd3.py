@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from fresco.ports import register_adapter
-from fresco.wraps import wrap_method
 
 from .strip import StripAdapter, between
 
@@ -40,16 +39,13 @@ class StableDiffusion3Adapter(StripAdapter):
         super().attach(transformer, units)
         module = transformer.pos_embed
 
-        def crop(original: Callable[..., Any], args: Any, kwargs: Any) -> Tensor:
-            if self._places is None:
-                own: Tensor = original(*args, **kwargs)
-                return own
+        def crop(places: Tensor, *_size: int) -> Tensor:
             most = module.pos_embed_max_size
             corner = torch.tensor([(most - side) // 2 for side in self._sides])
             table = module.pos_embed.view(most, most, -1)
-            return _waves_between(table, self._places + corner)[None]
+            return _waves_between(table, places + corner)[None]
 
-        return wrap_method(module, "cropped_pos_embed", crop)
+        return self.stand_in(module, "cropped_pos_embed", crop)
 
 
 def _waves_between(table: Tensor, places: Tensor) -> Tensor:

@@ -6,15 +6,18 @@ positions must it be told others. A family says how, in `attach`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fresco.errors import AdapterError
 from fresco.layout import TokenLayout
 from fresco.transfer import join_patches
+from fresco.wraps import wrap_method
 
 from .plain import PlainAdapter
 from .residuals import pool_residuals
@@ -52,6 +55,66 @@ class StripAdapter(PlainAdapter):
     def aim(self, call: Mapping[str, Any], layout: TokenLayout | None) -> None:
         if layout is None and not call:
             self._places = None
+
+    def stand_in(self, owner: Any, name: str, at: Callable[..., Tensor]) -> Callable[[], None]:
+        """Let `at(places, *args)` stand in for a method that looks up the model's own positions.
+
+        What this returns ends it.
+        """
+
+        def choose(original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+            if self._places is None:
+                return original(*args, **kwargs)
+            return at(self._places, *args, **kwargs)
+
+        return wrap_method(owner, name, choose)
+
+
+class RopeAdapter(StripAdapter):
+    """Positions are what the transformer's module `rope` returns: rotations."""
+
+    @abstractmethod
+    def rotations(self, rope: Any, given: Sequence[Any], places: Tensor) -> Any:
+        """What the transformer's `rope` returns for tokens at other places.
+
+        Args:
+            rope: The module.
+            given: Its positional arguments.
+            places: Of the tokens (of one frame), float32 [n, 2].
+
+        Returns:
+            Rotations of n tokens; of a video f x n, frame after frame.
+        """
+
+    def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
+        super().attach(transformer, units)
+        rope: nn.Module = transformer.rope
+        return rope.register_forward_hook(self._after_positions).remove
+
+    def _after_positions(self, rope: Any, given: Any, _output: object) -> Any:
+        return None if self._places is None else self.rotations(rope, given, self._places)
+
+
+def during_calls(module: nn.Module, others: Callable[[], Mapping[str, Any]]) -> Callable[[], None]:
+    """Let attributes of a module have other values during a call: those `others()` returns by name.
+
+    What this returns ends it.
+    """
+    own: dict[str, Any] = {}  # what is set aside during a call
+
+    def put(*_given: object) -> None:
+        for name, value in others().items():
+            own[name] = getattr(module, name)
+            setattr(module, name, value)
+
+    def put_back(*_given: object) -> None:
+        while own:
+            setattr(module, *own.popitem())
+
+    undo = ExitStack()
+    undo.callback(module.register_forward_pre_hook(put).remove)
+    undo.callback(module.register_forward_hook(put_back, always_call=True).remove)
+    return undo.close
 
 
 def between(table: Tensor, places: Tensor) -> Tensor:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from diffusers.models.embeddings import get_1d_rotary_pos_embed
-from torch import Tensor, nn
+from torch import Tensor
 
 from fresco.errors import AdapterError
 from fresco.layout import TokenLayout
@@ -28,6 +27,8 @@ class VideoAdapter(StripAdapter):
     first frame, a mask) are no noise: coarse cells get their average.
     """
 
+    channel_axis: ClassVar[int] = 1  # of latents and calls; 2: they are [b, f, c, h, w]
+
     def __init__(self, transformer: Any) -> None:
         super().__init__(transformer)
         self.is_video = True
@@ -37,19 +38,6 @@ class VideoAdapter(StripAdapter):
         """Channels of the latents."""
         return int(self.config.get("out_channels") or self.config.in_channels)
 
-    @abstractmethod
-    def rotations(self, rope: Any, given: Sequence[Any], places: Tensor) -> Any:
-        """What the transformer's `rope` returns for tokens at other places.
-
-        Args:
-            rope: The module.
-            given: Its positional arguments.
-            places: Of the tokens of one frame, float32 [n, 2].
-
-        Returns:
-            Rotations of f x n tokens, frame after frame.
-        """
-
     def check(self, pipe: Any) -> None:
         if self.patch_frames != 1:
             got = f"patches of {self.patch_frames} frames"
@@ -58,32 +46,28 @@ class VideoAdapter(StripAdapter):
     def latents_shape(self, layout: TokenLayout) -> tuple[int, ...]:
         return self.channels, -1, *layout.grid_px
 
+    def unpack(self, packed: Tensor, layout: TokenLayout) -> Tensor:
+        return super().unpack(packed.transpose(1, self.channel_axis), layout)
+
     def pack(self, carrier: Tensor) -> Tensor:
         frames: Tensor = carrier.unflatten(1, (self.channels, -1))
-        return frames
+        return frames.transpose(1, self.channel_axis)
 
     def read(self, call: Mapping[str, Any], layout: TokenLayout) -> Tensor:
-        latents = call["hidden_states"][:, : self.channels]
+        latents = call["hidden_states"].narrow(self.channel_axis, 0, self.channels)
         return super().read({**call, "hidden_states": latents}, layout)
 
     def embed(
         self, call: Mapping[str, Any], tokens: Tensor, layout: TokenLayout, positions: Tensor
     ) -> dict[str, Any]:
-        entered = super().embed(call, tokens, layout, positions)
-        conditions = call["hidden_states"][:, self.channels :]
+        entered, axis = super().embed(call, tokens, layout, positions), self.channel_axis
+        conditions = call["hidden_states"].transpose(1, axis)[:, self.channels :]
         if conditions.shape[1]:
             latents = entered["hidden_states"]
             seen = average(conditions, layout, latents.shape[-2] // self.patch_px)
-            entered["hidden_states"] = torch.cat((latents, seen.to(latents.dtype)), dim=1)
+            seen = seen.transpose(1, axis).to(latents.dtype)
+            entered["hidden_states"] = torch.cat((latents, seen), dim=axis)
         return entered
-
-    def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
-        super().attach(transformer, units)
-        rope: nn.Module = transformer.rope
-        return rope.register_forward_hook(self._after_positions).remove
-
-    def _after_positions(self, rope: Any, given: Any, _output: object) -> Any:
-        return None if self._places is None else self.rotations(rope, given, self._places)
 
 
 def average(conditions: Tensor, layout: TokenLayout, rows: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, ClassVar
 
 import torch
@@ -71,14 +72,10 @@ class WanAdapter(FirstFrameAdapter):
         return entered
 
     def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
-        undo = super().attach(transformer, units)
-        before = transformer.rope.register_forward_pre_hook(self._before_positions)
-
-        def undo_both() -> None:
-            before.remove()
-            undo()
-
-        return undo_both
+        undo = ExitStack()
+        undo.callback(super().attach(transformer, units))
+        undo.callback(transformer.rope.register_forward_pre_hook(self._before_positions).remove)
+        return undo.close
 
     def rotations(self, rope: Any, given: Sequence[Any], places: Tensor) -> Any:
         axes_d = (rope.t_dim, rope.h_dim, rope.w_dim)

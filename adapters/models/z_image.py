@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, ClassVar
 
 import torch
@@ -62,13 +63,11 @@ class ZImageAdapter(StripAdapter):
             ]
             return torch.cat(parts, dim=1).to(torch.complex64)
 
-        def undo() -> None:
-            transformer.rope_embedder = rope
-            unwrap()
-
-        unwrap = wrap_method(transformer, "patchify_and_embed", patchify)
+        undo = ExitStack()
+        undo.callback(wrap_method(transformer, "patchify_and_embed", patchify))
+        undo.callback(setattr, transformer, "rope_embedder", rope)
         transformer.rope_embedder = rotate
-        return undo
+        return undo.close
 
     def select(self, call: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
         lists = {name: [call[name][row] for row in rows] for name in ("x", "cap_feats")}
