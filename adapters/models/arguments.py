@@ -70,6 +70,11 @@ class ArgumentsAdapter(AbstractModelAdapter):
         return call
 
 
+def no_stages(expected: str, got: str) -> AdapterError:
+    """The error of a pipeline that staged recipes cannot drive."""
+    return AdapterError("accelerate(pipe, recipe)", expected, got, "Use a recipe without stages.")
+
+
 def near_square(n_tokens: int) -> tuple[int, int]:
     """Rows and columns of so many tokens, as square as can be.
 

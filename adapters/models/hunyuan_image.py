@@ -9,9 +9,9 @@ import torch
 from diffusers.models.embeddings import get_1d_rotary_pos_embed
 from torch import Tensor
 
-from fresco.errors import AdapterError
 from fresco.ports import register_adapter
 
+from .arguments import no_stages
 from .strip import RopeAdapter
 
 
@@ -40,12 +40,8 @@ class HunyuanImageAdapter(RopeAdapter):
     def check(self, pipe: Any) -> None:
         super().check(pipe)
         if self.config.use_meanflow:
-            raise AdapterError(
-                "accelerate(pipe, recipe)",
-                "a velocity at one noise level",
-                "a mean velocity up to the next step's (use_meanflow=True)",
-                "Use a recipe without stages.",
-            )
+            got = "a mean velocity up to the next step's (use_meanflow=True)"
+            raise no_stages("a velocity at one noise level", got)
 
     def rotations(self, rope: Any, given: Sequence[Any], places: Tensor) -> Any:
         axes = zip(rope.rope_dim, places.to(given[0].device).unbind(dim=1), strict=True)

@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fresco.errors import AdapterError, LayoutError
+from fresco.errors import LayoutError
 from fresco.layout import TokenLayout
 from fresco.ports import register_adapter
 
+from .arguments import no_stages
 from .packed import PackedAdapter
 from .video import refuse_pictures
 
@@ -35,8 +36,7 @@ class LTXVideoAdapter(PackedAdapter):
         super().check(pipe)
         refuse_pictures(pipe)
         if (sizes := (self.config.patch_size_t, self.config.patch_size)) != (1, 1):
-            where, got = "accelerate(pipe, recipe)", f"patches of {sizes}"
-            raise AdapterError(where, "patches of (1, 1)", got, "Use a recipe without stages.")
+            raise no_stages("patches of (1, 1)", f"patches of {sizes}")
 
     def grid(self, pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:
         asked = inspect.signature(type(pipe).__call__).parameters

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fresco.errors import AdapterError
 from fresco.layout import TokenLayout
 from fresco.ports import register_adapter
 
+from .arguments import no_stages
 from .ltx import LTXVideoAdapter
 
 
@@ -43,9 +43,8 @@ class LTX2VideoAdapter(LTXVideoAdapter):
         super().check(pipe)
         names = [base.__name__ for base in type(pipe).__mro__]
         if hasattr(pipe, "prepare_latents") and "LTX2Pipeline" not in names:  # no mere sketch
-            where, fix = "accelerate(pipe, recipe)", "Use a recipe without stages."
             got = f"{type(pipe).__name__}, which holds some tokens fixed or appends others"
-            raise AdapterError(where, "LTX2Pipeline", got, fix)
+            raise no_stages("LTX2Pipeline", got)
 
     def latents_shape(self, layout: TokenLayout) -> tuple[int, ...]:
         return self.config.in_channels, -1, *layout.grid_px

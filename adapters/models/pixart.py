@@ -9,11 +9,11 @@ import torch
 from diffusers.models.embeddings import get_1d_sincos_pos_embed_from_grid
 from torch import Tensor
 
-from fresco.errors import AdapterError
 from fresco.layout import TokenLayout
 from fresco.ports import register_adapter
 from fresco.target import Prediction
 
+from .arguments import no_stages
 from .strip import StripAdapter, during_calls
 
 
@@ -42,8 +42,7 @@ class PixArtAdapter(StripAdapter):
             expected = (
                 f"a transformer that predicts noise ({latents} channels), or its variance too"
             )
-            got, fix = f"{predicted} channels", "Use a recipe without stages."
-            raise AdapterError("accelerate(pipe, recipe)", expected, got, fix)
+            raise no_stages(expected, f"{predicted} channels")
 
     def select(self, call: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
         sizes = call.get("added_cond_kwargs") or {}

@@ -17,7 +17,7 @@ from fresco.layout import TokenLayout
 from fresco.ports import register_adapter
 from fresco.transfer import cut_patches, join_patches
 
-from .arguments import CALL, ArgumentsAdapter, near_square
+from .arguments import CALL, ArgumentsAdapter, near_square, no_stages
 
 
 @register_adapter
@@ -37,13 +37,10 @@ class PlainAdapter(ArgumentsAdapter):
 
     def check(self, pipe: Any) -> None:
         super().check(pipe)
-        where = "accelerate(pipe, recipe)"
         if self.is_video and self.patch_frames != 1:
-            got = f"patches of {self.patch_frames} frames"
-            raise AdapterError(where, "patches of one frame", got, "Use a recipe without stages.")
+            raise no_stages("patches of one frame", f"patches of {self.patch_frames} frames")
         if len(self.transformers(pipe)) > 1:
-            got = "two (transformer_2)"
-            raise AdapterError(where, "one transformer", got, "Use a recipe without stages.")
+            raise no_stages("one transformer", "two (transformer_2)")
 
     def grid(self, pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:
         factor = getattr(pipe, "vae_scale_factor_spatial", None) or pipe.vae_scale_factor

@@ -8,11 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fresco.errors import AdapterError
 from fresco.layout import TokenLayout
 from fresco.ports import register_adapter
 
-from .arguments import near_square
+from .arguments import near_square, no_stages
 from .packed import PackedAdapter
 
 
@@ -40,9 +39,7 @@ class QwenImageAdapter(PackedAdapter):
 
     def check(self, pipe: Any) -> None:
         if self.config.zero_cond_t:
-            expected, got = "one noise level for all tokens", "zero_cond_t=True"
-            fix = "Use a recipe without stages."
-            raise AdapterError("accelerate(pipe, recipe)", expected, got, fix)
+            raise no_stages("one noise level for all tokens", "zero_cond_t=True")
 
     def select(self, call: Mapping[str, Any], rows: Any) -> dict[str, Any]:
         shapes = call["img_shapes"]

@@ -15,9 +15,8 @@ from fresco.layout import TokenLayout
 from fresco.noise import NoiseField
 from fresco.transfer import join_patches, restrict
 
+from .arguments import no_stages
 from .strip import StripAdapter
-
-_WHERE, _FIX = "accelerate(pipe, recipe)", "Use a recipe without stages."
 
 
 class VideoAdapter(StripAdapter):
@@ -40,8 +39,7 @@ class VideoAdapter(StripAdapter):
 
     def check(self, pipe: Any) -> None:
         if self.patch_frames != 1:
-            got = f"patches of {self.patch_frames} frames"
-            raise AdapterError(_WHERE, "patches of one frame", got, _FIX)
+            raise no_stages("patches of one frame", f"patches of {self.patch_frames} frames")
 
     def latents_shape(self, layout: TokenLayout) -> tuple[int, ...]:
         return self.channels, -1, *layout.grid_px
@@ -128,7 +126,7 @@ def refuse_pictures(pipe: Any) -> None:
     )
     if given:
         got = f"{type(pipe).__name__}, with one per token ({', '.join(sorted(given))})"
-        raise AdapterError(_WHERE, "one timestep per video", got, _FIX)
+        raise no_stages("one timestep per video", got)
 
 
 def refuse_no_picture(pipe: Any, condition: str) -> None:
@@ -144,4 +142,5 @@ def refuse_no_picture(pipe: Any, condition: str) -> None:
     asked = inspect.signature(type(pipe).__call__).parameters
     if hasattr(pipe, "prepare_latents") and "image" not in asked:
         expected, got = f"a pipeline that takes a picture ({condition})", type(pipe).__name__
-        raise AdapterError(_WHERE, expected, got, "Use the model's image-to-video pipeline.")
+        fix = "Use the model's image-to-video pipeline."
+        raise AdapterError("accelerate(pipe, recipe)", expected, got, fix)

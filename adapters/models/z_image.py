@@ -10,11 +10,11 @@ import torch
 from diffusers.models.embeddings import get_1d_rotary_pos_embed
 from torch import Tensor
 
-from fresco.errors import AdapterError
 from fresco.layout import TokenLayout
 from fresco.ports import AbstractModelAdapter, register_adapter
 from fresco.wraps import wrap_method
 
+from .arguments import no_stages
 from .strip import StripAdapter
 
 
@@ -38,9 +38,7 @@ class ZImageAdapter(StripAdapter):
     def check(self, pipe: Any) -> None:
         super().check(pipe)
         if self.config.siglip_feat_dim is not None:
-            expected, got = "text to image", "a transformer of Z-Image Omni (siglip_feat_dim)"
-            fix = "Use a recipe without stages."
-            raise AdapterError("accelerate(pipe, recipe)", expected, got, fix)
+            raise no_stages("text to image", "a transformer of Z-Image Omni (siglip_feat_dim)")
 
     def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
         super().attach(transformer, units)
