@@ -93,25 +93,30 @@ class AbstractModelAdapter(ABC):
         """Sigmas that the pipeline passes by itself, before any shift."""
         return [1 - step / n_steps for step in range(n_steps)]
 
-    def shift(self, scheduler: Any, n_tokens: int, n_steps: int) -> float:  # noqa: ARG002
+    def shift(self, scheduler: Any, n_tokens: int, n_steps: int) -> float:
         """Shift that the pipeline would give the scheduler for a picture of `n_tokens`.
 
         Args:
             scheduler: Of the pipeline.
             n_tokens: Image tokens.
             n_steps: As requested; most families do not need them.
+        """
+        config = scheduler.config
+        if not config.use_dynamic_shifting:
+            return float(scheduler.shift)
+        mu = self.mu(config, n_tokens, n_steps)
+        return math.exp(mu) if config.time_shift_type == "exponential" else mu
+
+    def mu(self, config: Any, n_tokens: int, n_steps: int) -> float:  # noqa: ARG002
+        """What the pipeline tells a scheduler that shifts dynamically, by the scheduler's config.
 
         Source:
             `calculate_shift` of huggingface/diffusers@v0.42.1:
             src/diffusers/pipelines/flux/pipeline_flux.py (Apache-2.0).
         """
-        config = scheduler.config
-        if not config.use_dynamic_shifting:
-            return float(scheduler.shift)
         least, most = config.base_image_seq_len, config.max_image_seq_len
         slope = (config.max_shift - config.base_shift) / (most - least)
-        mu = config.base_shift + slope * (n_tokens - least)
-        return math.exp(mu) if config.time_shift_type == "exponential" else float(mu)
+        return float(config.base_shift + slope * (n_tokens - least))
 
     def levels(self, scheduler: Any) -> Levels | None:
         """Noise levels that the scheduler has; None: any."""

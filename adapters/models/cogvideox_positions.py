@@ -5,7 +5,6 @@ That adds sines, or a learned table of one size; between entries of the table is
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from diffusers.models.embeddings import (
 from torch import Tensor
 
 from .strip import between
+from .video import in_frames
 
 
 def rotations(
@@ -25,8 +25,7 @@ def rotations(
 
     Rows and columns of the picture, `sides`, are in the unit of the places.
     """
-    times = torch.arange(n_frames).repeat_interleave(len(places)).to(places)
-    axes = [times, *(at.repeat(n_frames) for at in _spaced(config, sides, places))]
+    axes = in_frames(_spaced(config, sides, places), n_frames).T
     eighth = config.attention_head_dim // 8
     widths = (2 * eighth, 3 * eighth, 3 * eighth)
     parts = [
@@ -64,15 +63,16 @@ def learned(module: Any, places: Tensor, n_tokens: int) -> Tensor:
     return torch.cat((table[0, :n_text], of_patches))
 
 
-def _spaced(config: Any, sides: tuple[int, int], places: Tensor) -> Iterator[Tensor]:
+def _spaced(config: Any, sides: tuple[int, int], places: Tensor) -> Tensor:
     """Rows and columns of places [n, 2] as the pipeline spaces them, 1.0 by the size."""
     from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 
     if config.patch_size_t:
-        yield from places.T
-        return
+        return places
     base = config.sample_width // config.patch_size, config.sample_height // config.patch_size
     corners = get_resize_crop_region_for_grid(sides, *base)
+    spaced = []
     for at, n, start, stop in zip(places.T, sides, *corners, strict=True):
         last = stop * (n - 1) / n
-        yield start + at * (last - start) / max(n - 1, 1)
+        spaced.append(start + at * (last - start) / max(n - 1, 1))
+    return torch.stack(spaced, dim=1)

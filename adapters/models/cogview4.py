@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -38,13 +37,9 @@ class CogView4Adapter(RopeAdapter):
     def spacing(self, n_steps: int) -> Sequence[float]:
         return [int(t) / 1000 for t in np.linspace(1000, 1, n_steps)]
 
-    def shift(self, scheduler: Any, n_tokens: int, n_steps: int) -> float:
-        config = scheduler.config
-        if not config.use_dynamic_shifting:
-            return float(scheduler.shift)
+    def mu(self, config: Any, n_tokens: int, n_steps: int) -> float:
         ratio = (n_tokens / config.base_image_seq_len) ** 0.5
-        mu = ratio * config.max_shift + config.base_shift
-        return math.exp(mu) if config.time_shift_type == "exponential" else float(mu)
+        return float(ratio * config.max_shift + config.base_shift)
 
     def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
         call = super().example_call(transformer, n_tokens, n_text_tokens)

@@ -88,12 +88,5 @@ class FluxAdapter(PackedIdsAdapter):
         return strides.remove
 
     def aim(self, call: Mapping[str, Any], layout: TokenLayout | None) -> None:
-        if layout and call["hidden_states"].shape[1] > layout.n_tokens:
-            raise AdapterError(
-                "pipe(image=...)",
-                "tokens of the picture alone with positions: phase",
-                f"{call['hidden_states'].shape[1] - layout.n_tokens} tokens of other pictures",
-                "Use positions: fine.",
-            )
         if self._strides:
             self._strides.aim(call, layout)

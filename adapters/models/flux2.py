@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -36,14 +35,10 @@ class Flux2Adapter(PackedIdsAdapter):
     def latents_shape(self, layout: TokenLayout) -> tuple[int, ...]:
         return (self.config.in_channels, *layout.sides.shape)
 
-    def shift(self, scheduler: Any, n_tokens: int, n_steps: int) -> float:
-        config = scheduler.config
-        if not config.use_dynamic_shifting:
-            return float(scheduler.shift)
+    def mu(self, config: Any, n_tokens: int, n_steps: int) -> float:
         many = 0.00016927 * n_tokens + 0.45666666  # at 200 steps, and of large pictures
         few = 8.73809524e-05 * n_tokens + 1.89833333  # at 10 steps
-        mu = many if n_tokens > 4300 else many + (200 - n_steps) / 190 * (few - many)
-        return math.exp(mu) if config.time_shift_type == "exponential" else float(mu)
+        return many if n_tokens > 4300 else many + (200 - n_steps) / 190 * (few - many)
 
     def embed(
         self, call: Mapping[str, Any], tokens: Tensor, layout: TokenLayout, positions: Tensor

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fresco.errors import AdapterError
 from fresco.layout import TokenLayout
 
 
@@ -58,9 +59,17 @@ class Strides:
             handle.remove()
 
     def aim(self, call: Mapping[str, Any], layout: TokenLayout | None) -> None:
-        """Follow the strides of a layout in the next call, or those of the call itself."""
+        """Follow the strides of a layout in the next call, or those of the call itself.
+
+        Raises:
+            AdapterError: If the call has tokens of other pictures, too.
+        """
         self._views = []
         if layout is not None:
+            if n_others := len(call["img_ids"]) - layout.n_tokens:
+                expected = "tokens of the picture alone with positions: phase"
+                got, fix = f"{n_others} tokens of other pictures", "Use positions: fine."
+                raise AdapterError("pipe(image=...)", expected, got, fix)
             coarse = [side for side in layout.sides_used if side > 1]
             self._views = [self._view(call, layout, side) for side in coarse]
 

@@ -15,7 +15,7 @@ from fresco.ports import register_adapter
 
 from .arguments import no_stages
 from .packed import PackedAdapter
-from .video import refuse_pictures
+from .video import in_frames, refuse_pictures
 
 
 @register_adapter
@@ -70,17 +70,10 @@ class LTXVideoAdapter(PackedAdapter):
         self, call: Mapping[str, Any], tokens: Tensor, layout: TokenLayout, positions: Tensor
     ) -> dict[str, Any]:
         hidden = call["hidden_states"]
-        frames = torch.arange(call["num_frames"]).float()
-        places = torch.cat(
-            (
-                frames.repeat_interleave(len(positions))[:, None],
-                positions.repeat(len(frames), 1),
-            ),
-            dim=1,
-        )
+        n_frames = call["num_frames"]
         unit = torch.tensor([float(scale) for scale in call["rope_interpolation_scale"]])
-        coords = (places * unit).T.to(hidden.device)  # [3, n]
-        own = tokens.flatten(2).unflatten(2, (-1, len(frames)))  # [b, n, c, f]
+        coords = (in_frames(positions, n_frames) * unit).T.to(hidden.device)  # [3, f * n]
+        own = tokens.flatten(2).unflatten(2, (-1, n_frames))  # [b, n, c, f]
         own = own.permute(0, 3, 1, 2).flatten(1, 2).to(hidden.dtype)
         return {
             **call,

@@ -45,5 +45,5 @@ class Lumina2Adapter(StripAdapter):
 
         return self.stand_in(rope, "_get_freqs_cis", rotate)
 
-    def shift(self, scheduler: Any, n_tokens: int, n_steps: int) -> float:
-        return super().shift(scheduler, self.config.in_channels, n_steps)
+    def mu(self, config: Any, n_tokens: int, n_steps: int) -> float:
+        return super().mu(config, self.config.in_channels, n_steps)

@@ -11,7 +11,7 @@ from torch import Tensor
 from fresco.ports import register_adapter
 
 from .strip import RopeAdapter
-from .video import VideoAdapter
+from .video import VideoAdapter, in_frames
 
 
 @register_adapter
@@ -48,9 +48,8 @@ class MochiAdapter(RopeAdapter, VideoAdapter):
         rows, columns = self._sides
         unit = (rope.target_area / (rows * columns)) ** 0.5
         centred = (places + 0.5 - torch.tensor(self._sides) / 2) * unit
-        times = torch.arange(n_frames).float().repeat_interleave(len(places))
-        at = torch.cat((times[:, None], centred.repeat(n_frames, 1)), dim=1)
-        return rope._create_rope(frequencies, at.to(frequencies.device))
+        at = in_frames(centred, n_frames).to(frequencies.device)
+        return rope._create_rope(frequencies, at)
 
     def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
         latents, width = self.example_latents(transformer, n_tokens), self.config.text_embed_dim

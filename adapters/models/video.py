@@ -86,6 +86,12 @@ def average(conditions: Tensor, layout: TokenLayout, rows: int) -> Tensor:
     return frames
 
 
+def in_frames(places: Tensor, n_frames: int) -> Tensor:
+    """Frame, row and column of places [n, 2] in every frame, frame after frame, [f * n, 3]."""
+    times = torch.arange(n_frames).to(places).repeat_interleave(len(places))
+    return torch.cat((times[:, None], places.repeat(n_frames, 1)), dim=1)
+
+
 def rotate(
     latents: Tensor, places: Tensor, axes_d: Sequence[int], theta: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
