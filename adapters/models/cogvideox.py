@@ -34,6 +34,7 @@ class CogVideoXAdapter(VideoAdapter):
     """
 
     model: ClassVar[str] = "CogVideoXTransformer3DModel"
+    text_width: ClassVar[str] = "text_embed_dim"
     prediction: ClassVar[Prediction] = "v_prediction"
     scheduler: ClassVar[str] = "CogVideoXDDIMScheduler"
     is_relative: ClassVar[bool] = False
@@ -115,16 +116,10 @@ class CogVideoXAdapter(VideoAdapter):
             raise AdapterError("pipe(height, width)", expected, layout.grid_px, fix)
 
     def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
-        latents = self.example_latents(transformer, n_tokens).transpose(1, 2)
-        latents = latents.expand(-1, self.patch_frames, -1, -1, -1)
-        width = self.config.text_embed_dim
-        return {
-            "hidden_states": latents,
-            "encoder_hidden_states": latents.new_zeros(1, n_text_tokens, width),
-            "timestep": latents.new_zeros(1),
-            "ofs": latents.new_zeros(1) if self.config.ofs_embed_dim else None,
-            "return_dict": False,
-        }
+        call = super().example_call(transformer, n_tokens, n_text_tokens)
+        latents = call["hidden_states"].transpose(1, 2).expand(-1, self.patch_frames, -1, -1, -1)
+        ofs = latents.new_zeros(1) if self.config.ofs_embed_dim else None
+        return {**call, "hidden_states": latents, "ofs": ofs}
 
     def make_countable(self, skeleton: Any) -> None:
         """Have it count any number of tokens: a learned table, of one size, is only added."""

@@ -27,6 +27,7 @@ class MochiAdapter(RopeAdapter, VideoAdapter):
     """
 
     model: ClassVar[str] = "MochiTransformer3DModel"
+    text_width: ClassVar[str] = "text_embed_dim"
     noise_coefficient: ClassVar[float] = -1.0
     inverts_sigmas: ClassVar[bool] = True
     is_relative: ClassVar[bool] = False
@@ -50,16 +51,6 @@ class MochiAdapter(RopeAdapter, VideoAdapter):
         centred = (places + 0.5 - torch.tensor(self._sides) / 2) * unit
         at = in_frames(centred, n_frames).to(frequencies.device)
         return rope._create_rope(frequencies, at)
-
-    def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
-        latents, width = self.example_latents(transformer, n_tokens), self.config.text_embed_dim
-        return {
-            "hidden_states": latents,
-            "encoder_hidden_states": latents.new_zeros(1, n_text_tokens, width),
-            "timestep": latents.new_zeros(1),
-            "encoder_attention_mask": latents.new_ones(1, n_text_tokens).bool(),
-            "return_dict": False,
-        }
 
     def make_countable(self, skeleton: Any) -> None:
         """Have it rotate without the autocast that it asks of its device: "meta" has none."""
