@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from fresco.checks import (
-    check_mixes,
+    check_layouts,
     check_model,
     check_scheduler,
     check_stack,
@@ -185,7 +185,7 @@ def accelerate(pipe: Any, recipe: str | Path | Mapping[str, Any] | Recipe) -> Ac
     def make() -> Middleware:
         nonlocal plan
         if checked.stages:
-            check_mixes(adapter, checked)
+            check_layouts(adapter, checked)
             adapter.check(pipe)
             check_scheduler(pipe.scheduler, adapter)
             check_start(pipe, checked, adapter)

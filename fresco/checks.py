@@ -31,6 +31,11 @@ _PRESERVING = {  # the schedulers of other families
     "DDIMScheduler": "preserves variance, and the model's latents are a flow's",
     "CogVideoXDDIMScheduler": "preserves variance, and the model's latents are a flow's",
 }
+_FIXES = {  # by positions that a stage may ask for
+    "fine": "Use a recipe without stages",
+    "coarse": "Use positions: fine; the transformer counts them by the size of the picture",
+    "phase": "Use positions: fine; the transformer has no phase-aligned attention here",
+}
 _BENT = {  # config of DDIM that makes its steps no line between two noise levels
     "clip_sample": "cuts off clean latents",
     "thresholding": "cuts off clean latents",
@@ -56,12 +61,18 @@ def check_model(pipe: Any, recipe: Recipe) -> None:
         raise RecipeError(_WHERE, [problem])
 
 
-def check_mixes(adapter: AbstractModelAdapter, recipe: Recipe) -> None:
-    """Refuse mixed stages for a family that has whole grids only."""
+def check_layouts(adapter: AbstractModelAdapter, recipe: Recipe) -> None:
+    """Refuse mixed stages for a family of whole grids, and positions that it cannot be told."""
     for i, stage in enumerate(recipe.stages):
         if stage.cell == "mixed" and not adapter.mixes:
             family = f"whole-grid stages with {type(adapter).__name__}"
             raise RecipeError(_WHERE, [f"only {family}, got cell: mixed @ $.stages[{i}].cell"])
+        if stage.units not in adapter.units:
+            known = " or ".join(unit for unit in _FIXES if unit in adapter.units)
+            expected = f"positions: {known} with {type(adapter).__name__}"
+            raise AdapterError(
+                _WHERE, expected, f"positions: {stage.units}", _FIXES[stage.units] + "."
+            )
 
 
 def check_stack(pipe: Any, recipe: Recipe, adapter: AbstractModelAdapter) -> None:
@@ -100,9 +111,9 @@ def check_scheduler(scheduler: Any, adapter: AbstractModelAdapter) -> None:
         drawn = " with stochastic_sampling=True" if name == wanted else ""
         raise ScheduleError(
             _WHERE,
-            f"a deterministic scheduler ({wanted})",
+            f"the family's deterministic scheduler ({wanted})",
             f"{name}{drawn}",
-            "Exchange it: later stages continue toward one target only without fresh noise.",
+            "Exchange it: later stages go on from its noise levels, without fresh noise.",
         )
     if adapter.prediction == "flow":
         _check_flow(scheduler, adapter.inverts_sigmas)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fresco.checks import check_model, check_scheduler, check_start
+from fresco.checks import check_layouts, check_model, check_scheduler, check_start
 from fresco.cost import pass_bytes, pass_flops, step_flops, weight_bytes
 from fresco.devices import Device, load_device
 from fresco.errors import ScheduleError
@@ -142,12 +142,17 @@ def plan(
         >>> len(forecast.plan.steps), round(forecast.flops_speedup, 1)
         (12, 5.2)
     """
+    asked = {"height": height, "width": width, "steps": steps, "frames": frames}
+    for name, n in (asked | {"text_tokens": text_tokens}).items():
+        _check_count(name, n, 1)
+    _check_count("reference_tokens", reference_tokens, 0)
     checked = load_recipe(recipe)
     profile = load_device(device) if isinstance(device, str) else device
     pipe = _resolve(pipe_or_config)
     adapter = find_adapter(pipe.transformer)
     check_model(pipe, checked)
     if checked.stages:
+        check_layouts(adapter, checked)
         adapter.check(pipe)
         check_scheduler(pipe.scheduler, adapter)
         if not isinstance(pipe, Sketch):
@@ -174,8 +179,6 @@ def plan(
         raise ScheduleError(_WHERE, "frames to predict", got, "Ask for more frames.")
     own_references = run.reference_tokens if run else 0
     n_references = own_references if reference_tokens is None else reference_tokens
-    if n_references < 0:
-        raise ScheduleError(_WHERE, "reference_tokens of at least 0", n_references, "Count them.")
     n_given = n_references + n_still * rows * columns
     request = PlanRequest.of(adapter, pipe.scheduler, n_steps, rows, columns, frames=n_latent)
     made = make_plan(checked, request)
@@ -226,6 +229,12 @@ def _resolve(pipe_or_config: Any) -> Any:
         expected, got = "a pipeline with a transformer, or a config", type(pipe_or_config).__name__
         raise SketchError(_WHERE, expected, got, "Pass a model's name, such as 'flux1-dev'.")
     return pipe_or_config
+
+
+def _check_count(name: str, n: object, least: int) -> None:
+    """Refuse what is no number, or too small a one; None is the default."""
+    if n is not None and (not isinstance(n, int) or n < least):
+        raise ScheduleError(_WHERE, f"{name} of at least {least}", n, "Pass a whole number.")
 
 
 def _makes_videos(pipe: Any) -> bool:

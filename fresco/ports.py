@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fresco.ddim import Levels
 from fresco.errors import AdapterError
-from fresco.layout import TokenLayout
+from fresco.layout import PositionUnits, TokenLayout
 from fresco.target import Prediction, Target
 
 ENTRY_POINT_GROUP = "fresco.adapters"
@@ -43,6 +43,9 @@ class AbstractModelAdapter(ABC):
     noise_coefficient: ClassVar[float] = 1.0  # of that in what the transformer returns
     inverts_sigmas: ClassVar[bool] = False  # whether its scheduler's rise from 0, pure noise
     mixes: ClassVar[bool] = True  # whether cells of several sides can be in one sequence
+    # positions that it can be told: without "coarse" if it counts them by the picture's size,
+    # with "phase" if it has phase-aligned attention
+    units: ClassVar[Collection[PositionUnits]] = ("native", "fine", "coarse", "anchor")
     from_pictures: ClassVar[Collection[str]] = ()  # pipelines that `takes_pictures` names
 
     def __init__(self, transformer: Any) -> None:
@@ -173,22 +176,12 @@ class AbstractModelAdapter(ABC):
     def replace(self, output: Any, carrier: Tensor, layout: TokenLayout) -> Any:
         """Return the output with the full grid's prediction in place of the tokens'."""
 
-    def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
+    def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:  # noqa: ARG002
         """Hook what the family needs inside of the transformer, for these units of positions.
 
         Returns:
             A function that takes the hooks off.
-
-        Raises:
-            AdapterError: If coarse queries cannot see keys at their own stride (`phase`).
         """
-        if "phase" in units:
-            raise AdapterError(
-                "accelerate(pipe, recipe)",
-                "a model family with phase-aligned attention for positions: phase",
-                type(transformer).__name__,
-                "Use positions: fine.",
-            )
         return lambda: None
 
     def aim(self, call: Mapping[str, Any], layout: TokenLayout | None) -> None:  # noqa: B027

@@ -12,6 +12,7 @@ from diffusers import FluxTransformer2DModel
 import fresco
 from fresco import errors
 from tests.conftest import draw_latents, traces
+from tests.families import FAMILIES
 from tests.matrix import RESOLUTIONS, lora_weights
 from tests.stacks import counts, run, with_stack
 
@@ -261,6 +262,15 @@ def test_lists_without_a_middle_are_refused(tiny_flux_pipe):
 def test_a_short_list_is_computed_whole_beside_a_long_one(deep):
     _, rows, _ = run(deep, with_stack("none", {**forced(), "first": 2, "last": 1}))
     assert rows["cache_dit"]["reused modules"] == 11  # one single block, no double one
+
+
+def test_blocks_whose_second_argument_is_a_mask_get_text_by_name():
+    family = FAMILIES["pixart"]
+    pipe = family.make()
+    raw = {"schema": 1, "model": "any", "stack": [forced()]}
+    with fresco.accelerate(pipe, raw) as accelerated:
+        assert family.draw(pipe).isfinite().all()
+        assert counts(accelerated, "cache_dit")["hits"] >= 1
 
 
 def test_unknown_blocks_are_refused(deep, monkeypatch):

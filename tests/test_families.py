@@ -295,7 +295,9 @@ def test_an_image_of_a_mixed_stage_does_not_depend_on_its_batch(name):
         assert len(run.groups(run.plan.steps[2])) == 2
         for i, seed in enumerate(seeds):
             alone = family.draw(pipe, seed=seed)
-            torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-4)
+            # products of a batch are rounded otherwise: by some eps of values that may be large
+            rounding = 16 * torch.finfo(torch.float32).eps * alone.abs().max().item()
+            torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=max(1e-4, rounding))
 
 
 def test_latents_of_another_shape_are_refused(family, pipe):

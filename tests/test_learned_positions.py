@@ -94,6 +94,12 @@ def test_another_size_is_refused_before_the_transformer_works(raw):
     assert LEARNED.draw(pipe).equal(plain)
 
 
+def test_another_size_is_refused_by_a_plan():
+    match = r"latents of \(60, 90\) px, the only size that .* learned, got \(40, 64\)"
+    with pytest.raises(errors.AdapterError, match=match):
+        fresco.plan("cogvideox-5b-i2v", "identity", height=320, width=512)
+
+
 @torch.no_grad()
 def test_its_flops_are_counted_as_if_it_took_any_size():
     pipe = LEARNED.make()

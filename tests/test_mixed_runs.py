@@ -218,7 +218,7 @@ def test_positions_that_an_adapter_cannot_align_are_refused(tiny_flux_pipe, monk
     from fresco.ports import AbstractModelAdapter, find_adapter
 
     adapter = type(find_adapter(tiny_flux_pipe.transformer))
-    monkeypatch.setattr(adapter, "attach", AbstractModelAdapter.attach)
+    monkeypatch.setattr(adapter, "units", AbstractModelAdapter.units)
     before = traces(tiny_flux_pipe)
     with pytest.raises(fresco.errors.AdapterError, match="phase-aligned attention"):
         fresco.accelerate(tiny_flux_pipe, RUNS["phase"])

@@ -22,6 +22,7 @@ from fresco.recipe import load_recipe
 from fresco.sketch import SketchError, known_models, load_model_config, sketch_model
 from tests.conftest import FRESCO_5, draw_latents, traces
 from tests.test_cli import run
+from tests.test_families import MIXED
 
 
 def test_flux1_dev_costs_what_the_literature_says():
@@ -129,9 +130,13 @@ def test_time_is_bound_by_the_slower_of_two_rates(tmp_path):
         (DeviceError, {"device": "none.json"}, "flops_per_s, bytes_per_s and source"),
         (RecipeError, {"recipe": "reference_5"}, "Did you mean 'reference_5x'?"),
         (RecipeError, {"recipe": {"schema": 1, "model": "Other"}}, "the recipe is for Other"),
-        (ScheduleError, {"steps": 0}, "got 32 x 32, 40 and 0"),
         (ScheduleError, {"height": 4}, "got 0 x 32, 40 and 50"),
         (ScheduleError, {"reference_tokens": -1}, "reference_tokens of at least 0, got -1"),
+        *(
+            (ScheduleError, {name: wrong}, f"{name} of at least 1, got {wrong}")
+            for name in ("height", "width", "steps", "frames", "text_tokens")
+            for wrong in (0, -1, 2.5)
+        ),
         (ScheduleError, {"frames": 5}, "frames of a video model, got 5 of FluxTransformer2DModel"),
     ],
 )
@@ -142,6 +147,21 @@ def test_bad_input_is_a_clear_error(error, asked, message):
         fresco.plan(**asked)
     assert message in str(caught.value)
     assert isinstance(caught.value, FrescoError)
+
+
+@pytest.mark.parametrize(
+    ("model", "positions", "message"),
+    [
+        ("sana-1600m-1024", "fine", "only whole-grid stages with SanaAdapter"),
+        ("qwen-image", "phase", "no phase-aligned attention"),
+        ("mochi-1-preview", "coarse", "positions: fine with MochiAdapter"),
+    ],
+)
+def test_a_plan_refuses_layouts_that_a_run_refuses(model, positions, message):
+    coarse, mixed, fine = MIXED["stages"]
+    raw = {**MIXED, "stages": [coarse, {**mixed, "positions": positions}, fine]}
+    with pytest.raises(FrescoError, match=message):
+        fresco.plan(model, raw)
 
 
 def test_every_known_model_says_where_it_is_from():

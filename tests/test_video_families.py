@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import types
 import warnings
 from dataclasses import replace
 
 import diffusers
 import pytest
 import torch
+from diffusers.models.embeddings import get_3d_rotary_pos_embed
+from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
+from fresco.adapters.models.cogvideox_positions import rotations
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -253,3 +257,15 @@ def test_costs_of_mochi_are_those_of_its_calls():
     assert cost.baseline_flops == plan.n_requested * flops[plan.n_full_tokens]
     assert pass_bytes(pipe.transformer, 12, 5) < pass_bytes(pipe.transformer, 48, 5)
     assert family.draw(pipe).equal(plain)
+
+
+@pytest.mark.parametrize("sides", [(1, 6), (30, 45), (20, 24)])
+def test_rotations_of_cogvideox_are_the_pipeline_s_own_whatever_the_size(sides):
+    config = types.SimpleNamespace(
+        patch_size_t=None, patch_size=2, sample_width=90, sample_height=60, attention_head_dim=64
+    )
+    places = TokenLayout.whole(*sides, 1, 2).positions("fine")
+    corners = get_resize_crop_region_for_grid(sides, 45, 30)
+    own = get_3d_rotary_pos_embed(64, corners, sides, temporal_size=3)
+    for got, expected in zip(rotations(config, sides, places, 3), own, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fresco.layout import PositionUnits
 from fresco.ports import register_adapter
 
 from .strip import StripAdapter, between
@@ -28,11 +29,10 @@ class AuraFlowAdapter(StripAdapter):
 
     model: ClassVar[str] = "AuraFlowTransformer2DModel"
     text_width: ClassVar[str] = "joint_attention_dim"
-    is_relative: ClassVar[bool] = False
+    units: ClassVar[Collection[PositionUnits]] = ("native", "fine", "anchor")
     _change: Tensor | None = None  # of the model's positions in this call, [n, d]
 
     def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
-        super().attach(transformer, units)
         module: Any = transformer.pos_embed
 
         def choose(places: Tensor, *_size: int) -> Tensor:

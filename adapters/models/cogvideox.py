@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from fresco.errors import AdapterError
-from fresco.layout import TokenLayout
+from fresco.layout import PositionUnits, TokenLayout
 from fresco.ports import register_adapter
 from fresco.target import Prediction
 from fresco.transfer import cut_patches
@@ -37,7 +37,7 @@ class CogVideoXAdapter(VideoAdapter):
     text_width: ClassVar[str] = "text_embed_dim"
     prediction: ClassVar[Prediction] = "v_prediction"
     scheduler: ClassVar[str] = "CogVideoXDDIMScheduler"
-    is_relative: ClassVar[bool] = False
+    units: ClassVar[Collection[PositionUnits]] = ("native", "fine", "anchor")
     channel_axis: ClassVar[int] = 2
     _entries: Tensor | None = None  # places in a learned table, [n, 2]; None: the model's own
 
@@ -54,6 +54,8 @@ class CogVideoXAdapter(VideoAdapter):
         px = pipe.vae_scale_factor_spatial
         height = height or self.config.sample_height * px
         width = width or self.config.sample_width * px
+        if self.config.use_learned_positional_embeddings:
+            self._check_size((int(height) // px, int(width) // px))
         return int(height) // (px * self.patch_px), int(width) // (px * self.patch_px)
 
     def latents_shape(self, layout: TokenLayout) -> tuple[int, ...]:
@@ -69,7 +71,7 @@ class CogVideoXAdapter(VideoAdapter):
         is_native = self._places is None
         if self.config.use_learned_positional_embeddings:
             self._entries = layout.positions("fine") if is_native else positions
-            self._check_size(layout)
+            self._check_size(layout.grid_px)
         if call.get("image_rotary_emb") is not None:
             latents = entered["hidden_states"]
             sides = layout.cells(layout.sides_used[0]) if is_native else self._sides
@@ -81,7 +83,6 @@ class CogVideoXAdapter(VideoAdapter):
         return cut_patches(output[0].transpose(1, 2).flatten(1, 2), self.patch_px)
 
     def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
-        super().attach(transformer, units)
         module, learns = transformer.patch_embed, "use_learned_positional_embeddings"
 
         def place(original: Callable[..., Any], args: Any, kwargs: Any) -> Tensor:
@@ -107,13 +108,13 @@ class CogVideoXAdapter(VideoAdapter):
         if layout is None and not call:
             self._entries = None
 
-    def _check_size(self, layout: TokenLayout) -> None:
+    def _check_size(self, grid_px: tuple[int, int]) -> None:
         """Refuse videos of another size than a learned table's."""
         size = self.config.sample_height, self.config.sample_width
-        if layout.grid_px != size:
+        if grid_px != size:
             expected = f"latents of {size} px, the only size that this transformer learned"
             fix = "Ask for that size."
-            raise AdapterError("pipe(height, width)", expected, layout.grid_px, fix)
+            raise AdapterError("pipe(height, width)", expected, grid_px, fix)
 
     def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
         call = super().example_call(transformer, n_tokens, n_text_tokens)

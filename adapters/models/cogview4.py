@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fresco.layout import PositionUnits
 from fresco.ports import register_adapter
 
 from .strip import RopeAdapter
@@ -25,7 +26,7 @@ class CogView4Adapter(RopeAdapter):
 
     model: ClassVar[str] = "CogView4Transformer2DModel"
     text_width: ClassVar[str] = "text_embed_dim"
-    is_relative: ClassVar[bool] = False
+    units: ClassVar[Collection[PositionUnits]] = ("native", "fine", "anchor")
     batched: ClassVar[tuple[str, ...]] = (
         *RopeAdapter.batched,
         "original_size",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fresco.errors import AdapterError
-from fresco.layout import TokenLayout
+from fresco.layout import PositionUnits, TokenLayout
 from fresco.ports import register_adapter
 
 from .flux_attention import Strides
@@ -42,6 +42,7 @@ class FluxAdapter(PackedIdsAdapter):
         "FluxFillPipeline",
         "FluxKontextInpaintPipeline",
     )
+    units: ClassVar[Collection[PositionUnits]] = (*PackedIdsAdapter.units, "phase")
     _strides: Strides | None = None
 
     def __init__(self, transformer: Any) -> None:

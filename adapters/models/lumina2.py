@@ -29,7 +29,6 @@ class Lumina2Adapter(StripAdapter):
     batched: ClassVar[tuple[str, ...]] = (*StripAdapter.batched, "encoder_attention_mask")
 
     def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
-        super().attach(transformer, units)
         rope = transformer.rope_embedder
 
         def rotate(places: Tensor, ids: Tensor) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from fresco.layout import PositionUnits
 from fresco.ports import register_adapter
 
 from .strip import RopeAdapter
@@ -30,7 +31,7 @@ class MochiAdapter(RopeAdapter, VideoAdapter):
     text_width: ClassVar[str] = "text_embed_dim"
     noise_coefficient: ClassVar[float] = -1.0
     inverts_sigmas: ClassVar[bool] = True
-    is_relative: ClassVar[bool] = False
+    units: ClassVar[Collection[PositionUnits]] = ("native", "fine", "anchor")
     batched: ClassVar[tuple[str, ...]] = (*VideoAdapter.batched, "encoder_attention_mask")
 
     def grid(self, pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import torch
 from diffusers.models.embeddings import get_1d_sincos_pos_embed_from_grid
 from torch import Tensor
 
-from fresco.layout import TokenLayout
+from fresco.layout import PositionUnits, TokenLayout
 from fresco.ports import register_adapter
 from fresco.target import Prediction
 
@@ -33,7 +33,7 @@ class PixArtAdapter(StripAdapter):
     text_width: ClassVar[str] = "caption_channels"
     prediction: ClassVar[Prediction] = "epsilon"
     scheduler: ClassVar[str] = "DDIMScheduler"
-    is_relative: ClassVar[bool] = False
+    units: ClassVar[Collection[PositionUnits]] = ("native", "fine", "anchor")
     batched: ClassVar[tuple[str, ...]] = (*StripAdapter.batched, "encoder_attention_mask")
 
     def check(self, pipe: Any) -> None:
@@ -58,7 +58,6 @@ class PixArtAdapter(StripAdapter):
         return super().replace(output, torch.cat((carrier, dropped), dim=1), layout)
 
     def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
-        super().attach(transformer, units)
         module = transformer.pos_embed
 
         def table() -> dict[str, Any]:

@@ -67,7 +67,9 @@ class PlainAdapter(ArgumentsAdapter):
         if packed.ndim != 4 + self.is_video or packed.shape[-2:] != layout.grid_px:
             form = "[b, c, f, h, w]" if self.is_video else "[b, c, h, w]"
             expected = f"latents {form} of {layout.grid_px} px"
-            fix = "Use a recipe without stages, or write an adapter (docs/how-to/add-a-model.md)."
+            fix = f"Ask for a size of whole tokens, {self.patch_px} latent px each."
+            if self.model == "any":
+                fix = "Write an adapter (docs/how-to/add-a-model.md), or use no stages."
             raise AdapterError(CALL, expected, list(packed.shape), fix)
         return packed.flatten(1, 2) if self.is_video else packed
 

@@ -61,7 +61,6 @@ class QwenImageAdapter(PackedAdapter):
         return entered
 
     def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
-        super().attach(transformer, units)
         positions: nn.Module = transformer.pos_embed
         return positions.register_forward_hook(self._after_positions).remove
 

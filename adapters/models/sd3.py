@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fresco.layout import PositionUnits
 from fresco.ports import register_adapter
 
 from .strip import StripAdapter, between
@@ -32,11 +33,10 @@ class StableDiffusion3Adapter(StripAdapter):
         "StableDiffusion3Img2ImgPipeline",
         "StableDiffusion3InpaintPipeline",
     )
-    is_relative: ClassVar[bool] = False
+    units: ClassVar[Collection[PositionUnits]] = ("native", "fine", "anchor")
     batched: ClassVar[tuple[str, ...]] = (*StripAdapter.batched, "pooled_projections")
 
     def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
-        super().attach(transformer, units)
         module = transformer.pos_embed
 
         def crop(places: Tensor, *_size: int) -> Tensor:

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fresco.errors import AdapterError
 from fresco.layout import TokenLayout
 from fresco.transfer import join_patches
 from fresco.wraps import wrap_method
@@ -27,7 +26,6 @@ class StripAdapter(PlainAdapter):
     """Plain latents of any layout; whole grids at native positions as they are."""
 
     mixes: ClassVar[bool] = True
-    is_relative: ClassVar[bool] = True  # positions do not depend on the size of the picture
     _places: Tensor | None = None  # float32 [n, 2] of this call's tokens; None: the model's own
     _sides = (0, 0)  # fine rows and columns of the picture
 
@@ -41,16 +39,6 @@ class StripAdapter(PlainAdapter):
         self._places, self._sides = positions, (layout.sides.shape[0], layout.sides.shape[1])
         strip = self.pack(join_patches(tokens, 1))
         return {**call, "hidden_states": strip.to(call["hidden_states"].dtype)}
-
-    def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
-        if "coarse" in units and not self.is_relative:
-            raise AdapterError(
-                "accelerate(pipe, recipe)",
-                f"positions in fine tokens: {type(transformer).__name__} counts them by size",
-                "positions: coarse",
-                "Use positions: fine.",
-            )
-        return super().attach(transformer, units)
 
     def aim(self, call: Mapping[str, Any], layout: TokenLayout | None) -> None:
         if layout is None and not call:
@@ -87,7 +75,6 @@ class RopeAdapter(StripAdapter):
         """
 
     def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
-        super().attach(transformer, units)
         rope: nn.Module = transformer.rope
         return rope.register_forward_hook(self._after_positions).remove
 

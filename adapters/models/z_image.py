@@ -41,7 +41,6 @@ class ZImageAdapter(StripAdapter):
             raise no_stages("text to image", "a transformer of Z-Image Omni (siglip_feat_dim)")
 
     def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
-        super().attach(transformer, units)
         rope = transformer.rope_embedder  # no module
 
         def patchify(original: Callable[..., Any], args: Any, kwargs: Any) -> Any:

@@ -192,7 +192,8 @@ def _pattern(block: torch.nn.Module) -> Any:
         expected, got = "blocks that diffusers' caches know", type(block).__name__
         fix = "Leave cache_dit out."
         raise AttachError("cache_dit.attach(pipe)", expected, got, fix) from error
-    takes_text = "encoder_hidden_states" in inspect.signature(type(block).forward).parameters
+    arguments = [*inspect.signature(type(block).forward).parameters]  # self, latents, ...
+    takes_text = arguments[2:3] == ["encoder_hidden_states"]
     if known.return_encoder_hidden_states_index is None:
         return patterns.Pattern_2 if takes_text else patterns.Pattern_3
     if known.return_hidden_states_index == 0:
