@@ -55,6 +55,7 @@ BILLIONS = {  # as its name or card says; where that says less, as its blocks co
     "qwen-image-edit": 20,
     "qwen-image-edit-2509": 20,
     "sana-1600m-1024": 1.6,
+    "sd3-medium": 2.0,
     "sd35-large": 8.1,
     "sd35-medium": 2.5,
     "wan21-14b": 14,

@@ -7,8 +7,11 @@ from typing import Any
 
 import diffusers
 import pytest
+from PIL import Image
 
+import fresco
 from tests import test_families as of_all
+from tests.conftest import traces
 from tests.families import FAMILIES, _noise
 
 
@@ -40,6 +43,31 @@ KLEIN = replace(
 def name(monkeypatch):
     monkeypatch.setitem(FAMILIES, "klein", KLEIN)
     return "klein"
+
+
+@pytest.mark.parametrize("raw", [of_all.STAGED, of_all.MIXED])
+def test_reference_pictures_keep_their_tokens(raw):
+    picture = Image.new("RGB", (64, 64), "red")
+    seen = []
+
+    def record(_module, _args, call):
+        seen.append((call["hidden_states"].shape[1], call["img_ids"].shape[-2]))
+
+    pipe = KLEIN.make()
+    with pipe.transformer.register_forward_pre_hook(record, with_kwargs=True):
+        plain = KLEIN.draw(pipe, image=picture)
+    full, before = seen[0][0], traces(pipe)
+    seen.clear()
+    with fresco.accelerate(pipe, raw) as accelerated:
+        with pipe.transformer.register_forward_pre_hook(record, with_kwargs=True):
+            assert KLEIN.draw(pipe, image=picture).isfinite().all()
+        report = accelerated.report
+    n_given = full - report.steps[-1].tokens
+    assert report.n_given_tokens == n_given > 0
+    assert seen[::2] == [(step.tokens + n_given,) * 2 for step in report.steps]  # two passes each
+    assert traces(pipe) == before
+    with fresco.accelerate(pipe, of_all.ALL_FINE):
+        assert KLEIN.draw(pipe, image=picture).equal(plain)
 
 
 def test_identity_recipes_and_restore_leave_no_trace():
