@@ -290,6 +290,13 @@ def test_the_docs_name_every_known_model():
     assert set(re.findall(r"`([^`]+)`", listed)) == set(known_models())
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/changelog.md"])
+def test_their_number_is_said_as_it_is(page):
+    text = (Path(__file__).parents[1] / page).read_text()
+    said = re.findall(r"(\d+) models(?:\]\(docs/how-to/add|, \[each with)", text)
+    assert said == [str(len(known_models()) - 1)]  # the reference ships
+
+
 def test_schedulers_and_pipelines_are_classes_of_diffusers():
     for model in known_models().keys() - {"reference"}:
         config = load_model_config(model)
