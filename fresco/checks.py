@@ -31,10 +31,10 @@ _PRESERVING = {  # the schedulers of other families
     "DDIMScheduler": "preserves variance, and the model's latents are a flow's",
     "CogVideoXDDIMScheduler": "preserves variance, and the model's latents are a flow's",
 }
-_FIXES = {  # by positions that a stage may ask for
-    "fine": "Use a recipe without stages",
-    "coarse": "Use positions: fine; the transformer counts them by the size of the picture",
-    "phase": "Use positions: fine; the transformer has no phase-aligned attention here",
+_POSITIONS = ("fine", "coarse", "phase")  # that a stage may ask for
+_LACKS = {  # why a family has not all of them
+    "coarse": "the transformer counts positions by the size of the picture",
+    "phase": "the transformer has no phase-aligned attention here",
 }
 _BENT = {  # config of DDIM that makes its steps no line between two noise levels
     "clip_sample": "cuts off clean latents",
@@ -68,11 +68,10 @@ def check_layouts(adapter: AbstractModelAdapter, recipe: Recipe) -> None:
             family = f"whole-grid stages with {type(adapter).__name__}"
             raise RecipeError(_WHERE, [f"only {family}, got cell: mixed @ $.stages[{i}].cell"])
         if stage.units not in adapter.units:
-            known = " or ".join(unit for unit in _FIXES if unit in adapter.units)
+            known = " or ".join(unit for unit in adapter.units if unit in _POSITIONS)
             expected = f"positions: {known} with {type(adapter).__name__}"
-            raise AdapterError(
-                _WHERE, expected, f"positions: {stage.units}", _FIXES[stage.units] + "."
-            )
+            fix = f"Use others: {_LACKS.get(stage.units, 'the transformer cannot be told these')}."
+            raise AdapterError(_WHERE, expected, f"positions: {stage.units}", fix)
 
 
 def check_stack(pipe: Any, recipe: Recipe, adapter: AbstractModelAdapter) -> None:

@@ -134,8 +134,9 @@ def plan(
         RecipeError: If the recipe has problems, or is for another model.
         SketchError: If the model is unknown.
         DeviceError: If the device is unknown.
-        ScheduleError: If the number of steps, of text or reference tokens or the size makes no
-            plan, or frames are asked of a model of pictures.
+        AdapterError: If `accelerate` would refuse stages of this model, or their positions.
+        ScheduleError: If a number is too small, none or makes no plan, or frames are asked of a
+            model of pictures.
 
     Example:
         >>> forecast = plan("reference", "reference_5x")
