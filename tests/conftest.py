@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import types
 
@@ -164,13 +165,21 @@ def traces(pipe):
 PIPELINE_STATE = {"_guidance_scale", "_joint_attention_kwargs", "_num_timesteps"}
 
 
+@contextlib.contextmanager
+def left_as_it_was(pipe):
+    """Hold a pipeline to what it is and draws, to the bit, once the block ends."""
+    plain, before = draw_latents(pipe), traces(pipe)
+    modules = {name: id(module) for name, module in pipe.transformer.named_modules()}
+    own = [sorted(vars(module)) for module in pipe.transformer.modules()]
+    yield
+    assert traces(pipe) == before
+    assert {name: id(module) for name, module in pipe.transformer.named_modules()} == modules
+    assert [sorted(vars(module)) for module in pipe.transformer.modules()] == own
+    assert draw_latents(pipe).equal(plain)
+
+
 @pytest.fixture
 def intact(tiny_flux_pipe):
     """The pipeline; after the test, it must be as it was, to the bit."""
-    pipe = tiny_flux_pipe
-    plain, before = draw_latents(pipe), traces(pipe)
-    modules = {name: id(module) for name, module in pipe.transformer.named_modules()}
-    yield pipe
-    assert traces(pipe) == before
-    assert {name: id(module) for name, module in pipe.transformer.named_modules()} == modules
-    assert draw_latents(pipe).equal(plain)
+    with left_as_it_was(tiny_flux_pipe):
+        yield tiny_flux_pipe

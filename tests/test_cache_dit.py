@@ -11,10 +11,10 @@ from diffusers import FluxTransformer2DModel
 
 import fresco
 from fresco import errors
-from tests.conftest import draw_latents, traces
+from tests.conftest import draw_latents, left_as_it_was, traces
 from tests.families import FAMILIES
 from tests.matrix import RESOLUTIONS, lora_weights
-from tests.stacks import counts, run, with_stack
+from tests.stacks import check_idle, check_reused, counts, run, with_stack
 
 FORCED = {
     "plain": {"threshold": 1.0},
@@ -41,41 +41,21 @@ def deepen(pipe):
 def deep(tiny_flux_pipe):
     """A pipeline with blocks in the middle; after the test, it must be as it was."""
     pipe = deepen(tiny_flux_pipe)
-    plain, before = draw_latents(pipe), traces(pipe)
-    modules = {name: id(module) for name, module in pipe.transformer.named_modules()}
-    own = [sorted(vars(module)) for module in pipe.transformer.modules()]
-    yield pipe
-    assert traces(pipe) == before
-    assert {name: id(module) for name, module in pipe.transformer.named_modules()} == modules
-    assert [sorted(vars(module)) for module in pipe.transformer.modules()] == own
-    assert draw_latents(pipe).equal(plain)
+    with left_as_it_was(pipe):
+        yield pipe
 
 
 @pytest.mark.parametrize("resolution", RESOLUTIONS)
 def test_blocks_that_are_never_skipped_give_exactly_the_uncached_picture(deep, resolution):
-    expected, _, _ = run(deep, with_stack(resolution))
-    with pytest.warns(errors.FrescoWarning, match="cache_dit is on, but did nothing: no hit in"):
-        got, rows, _ = run(deep, with_stack(resolution, NEVER))
-    assert got.equal(expected)
-    assert rows["cache_dit"]["hits"] == 0
+    check_idle(deep, resolution, NEVER)
 
 
 @pytest.mark.parametrize("resolution", RESOLUTIONS)
 @pytest.mark.parametrize("name", FORCED)
 def test_skipped_blocks_differ_and_are_counted(deep, resolution, name):
-    expected, _, _ = run(deep, with_stack(resolution))
-    got, rows, report = run(deep, with_stack(resolution, forced(name)))
-    assert got.isfinite().all()
-    assert 0 < (got - expected).norm() / expected.norm() < 0.2
-    found = rows["cache_dit"]
-    assert found["calls"] == 12
-    assert found["hits"] == sum(step.cached for step in report.steps) >= 2
+    found = check_reused(deep, resolution, forced(name), least=2)
     n_skipped = {"plain": 2 + 3, "taylor": 2 + 3, "last": 1 + 2}[name]
     assert found["reused modules"] == n_skipped * found["hits"]
-    side = None
-    for step in report.steps:  # features of another layout are never reused
-        assert not (step.cached and step.side != side)
-        side = step.side
 
 
 def test_calls_that_are_skipped_do_not_call_the_blocks_in_the_middle(deep):

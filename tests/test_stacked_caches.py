@@ -11,33 +11,20 @@ import fresco
 from fresco import errors
 from tests.conftest import draw_latents
 from tests.matrix import RESOLUTIONS
-from tests.stacks import FORCED, NEVER, cache, counts, run, with_stack
+from tests.stacks import FORCED, NEVER, cache, check_idle, check_reused, counts, run, with_stack
 from tests.test_mixed_runs import MIXED
 
 
 @pytest.mark.parametrize("resolution", RESOLUTIONS)
 @pytest.mark.parametrize("method", NEVER)
 def test_a_cache_that_never_hits_gives_exactly_the_uncached_picture(intact, method, resolution):
-    expected, _, _ = run(intact, with_stack(resolution))
-    with pytest.warns(errors.FrescoWarning, match="cache is on, but did nothing: no hit in"):
-        got, rows, _ = run(intact, with_stack(resolution, cache(method, NEVER[method])))
-    assert got.equal(expected)
-    assert rows["cache"]["hits"] == 0
+    check_idle(intact, resolution, cache(method, NEVER[method]))
 
 
 @pytest.mark.parametrize("resolution", RESOLUTIONS)
 @pytest.mark.parametrize("method", FORCED)
 def test_a_cache_that_hits_differs_and_says_how_often(intact, method, resolution):
-    expected, _, _ = run(intact, with_stack(resolution))
-    got, rows, report = run(intact, with_stack(resolution, cache(method, FORCED[method])))
-    assert got.isfinite().all()
-    assert 0 < (got - expected).norm() / expected.norm() < 0.2
-    assert rows["cache"]["calls"] == 12
-    assert rows["cache"]["hits"] == sum(step.cached for step in report.steps) >= 4
-    side = None
-    for step in report.steps:  # features of another layout are never reused
-        assert not (step.cached and step.side != side)
-        side = step.side
+    check_reused(intact, resolution, cache(method, FORCED[method]), least=4)
 
 
 @pytest.mark.parametrize("method", FORCED)
