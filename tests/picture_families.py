@@ -10,7 +10,8 @@ import numpy as np
 import PIL.Image
 import torch
 
-from tests.families import FAMILIES, Family
+from tests.families import FAMILIES
+from tests.family import Family
 
 
 def _hunyuan_video() -> dict[str, Any]:

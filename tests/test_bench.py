@@ -127,12 +127,19 @@ def test_rows_are_compared_in_full_steps_beside_them(tiny_flux_pipe, tmp_path, m
         n.append(next(slowdown))
 
     monkeypatch.setattr(bench, "_sample", slowed)
-    monkeypatch.setattr(bench, "step_clock", lambda _: lambda n_pictures: 2 * n_pictures * n[-1])
+
+    def clock(n_pictures):
+        timed.append(n_pictures)
+        return 2 * n_pictures * n[-1]
+
+    timed = []
+    monkeypatch.setattr(bench, "step_clock", lambda _: clock)
     tiny_flux_pipe._num_timesteps = 2
     row = measure(tiny_flux_pipe, PLAIN, PROMPTS[:4], HOW, tmp_path, before)
     assert row.loop_s == (10.0, 10.0, 30.0, 30.0)
     assert row.step_s == (2.0, 2.0, 6.0, 6.0)
     assert (row.loop_in_steps, row.call_in_steps) == (5.0, 6.0)
+    assert timed == [2, 2, 2]  # the first warms up
 
 
 def test_the_asked_guidance_is_that_of_the_call(tiny_flux_pipe, monkeypatch):

@@ -13,7 +13,8 @@ from fresco import errors
 from fresco.cost import pass_flops
 from fresco.ports import find_adapter
 from tests.conftest import draw_latents, traces
-from tests.families import FAMILIES, _noise
+from tests.families import FAMILIES
+from tests.family import noise
 from tests.test_families import ALL_FINE, MIXED, STAGED
 
 HALF = torch.zeros(1, 1, 64, 96)
@@ -212,9 +213,9 @@ def test_pictures_to_edit_keep_their_resolution(name, raw, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
     asked = {
         "image": PIL.Image.fromarray(pixels),
-        "prompt_embeds": _noise(1, 5, 32),
+        "prompt_embeds": noise(1, 5, 32),
         "prompt_embeds_mask": torch.tensor([[1, 1, 1, 1, 0]]),
-        "negative_prompt_embeds": _noise(1, 4, 32, seed=2),
+        "negative_prompt_embeds": noise(1, 4, 32, seed=2),
         "negative_prompt_embeds_mask": torch.tensor([[1, 1, 1, 0]]),
         "true_cfg_scale": 2.0,
         "height": 64,

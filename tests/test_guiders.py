@@ -10,7 +10,8 @@ import pytest
 import fresco
 from tests import test_families as of_all
 from tests.conftest import traces
-from tests.families import FAMILIES, _noise
+from tests.families import FAMILIES
+from tests.family import noise
 from tests.test_families import ALL_FINE, MIXED, STAGED
 
 OWN = FAMILIES["hunyuan_video_15"]
@@ -22,7 +23,7 @@ GUIDERS = {
 
 def asked():
     positive = OWN.asked()
-    texts = {f"negative_{name}": _noise(*text.shape, seed=9) if text.is_floating_point() else text
+    texts = {f"negative_{name}": noise(*text.shape, seed=9) if text.is_floating_point() else text
              for name, text in positive.items() if name.startswith("prompt")}  # fmt: skip
     return positive | texts
 

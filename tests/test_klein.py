@@ -12,12 +12,13 @@ from PIL import Image
 import fresco
 from tests import test_families as of_all
 from tests.conftest import traces
-from tests.families import FAMILIES, _noise
+from tests.families import FAMILIES
+from tests.family import noise
 
 
 def _asked() -> dict[str, Any]:
     texts = ("prompt_embeds", "negative_prompt_embeds")
-    own = {name: _noise(1, 5, 32, seed=seed) for seed, name in enumerate(texts, 1)}
+    own = {name: noise(1, 5, 32, seed=seed) for seed, name in enumerate(texts, 1)}
     return {**own, "guidance_scale": 2.0}
 
 

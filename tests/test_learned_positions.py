@@ -15,7 +15,8 @@ from fresco.ports import find_adapter
 from fresco.transfer import cut_patches
 from tests import test_families as of_all
 from tests.conftest import traces
-from tests.families import FAMILIES, _noise
+from tests.families import FAMILIES
+from tests.family import noise
 from tests.matrix_run import enable
 from tests.picture_families import FROM_PICTURES, LEARNED
 from tests.test_families import MIXED, STAGED
@@ -48,8 +49,8 @@ def test_a_video_does_not_depend_on_its_batch():
 @torch.no_grad()
 def test_a_cell_has_the_mean_of_what_was_learned_for_its_tokens(sides, n_frames):
     module = LEARNED.make().transformer.patch_embed
-    module.pos_embedding = _noise(*module.pos_embedding.shape, seed=3)
-    text, latents = _noise(1, 5, 32), _noise(1, n_frames, 8, 8, 12)
+    module.pos_embedding = noise(*module.pos_embedding.shape, seed=3)
+    text, latents = noise(1, 5, 32), noise(1, n_frames, 8, 8, 12)
     own = module(text, latents)
     module.use_learned_positional_embeddings = False
     bare = module(text, latents)
@@ -110,7 +111,7 @@ def test_its_flops_are_counted_as_if_it_took_any_size():
     others = FROM_PICTURES["cogvideox_i2v"].make().transformer  # without a table
     assert cost == plan_cost(plan, others, 5)
     assert pass_bytes(pipe.transformer, 48, 5) == pass_bytes(others, 48, 5)
-    latents, text = _noise(1, 2, 8, 8, 12), _noise(1, 5, 32)
+    latents, text = noise(1, 2, 8, 8, 12), noise(1, 5, 32)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         pipe.transformer(latents, text, torch.zeros(1))
     assert cost.baseline_flops == plan.n_requested * counter.get_total_flops()

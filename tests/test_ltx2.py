@@ -13,7 +13,8 @@ from fresco import errors
 from fresco.layout import TokenLayout
 from fresco.ports import find_adapter
 from tests.conftest import traces
-from tests.families import FAMILIES, _noise
+from tests.families import FAMILIES
+from tests.family import noise
 from tests.test_families import ALL_FINE, MIXED, STAGED, repeated
 
 FAMILY = FAMILIES["ltx2"]
@@ -166,8 +167,8 @@ def test_places_of_mixed_cells_are_the_middles_of_what_they_cover(pipe):
     sides = torch.tensor([[2, 2, 1, 1], [2, 2, 1, 1]])
     layout, adapter = TokenLayout(sides, 1), find_adapter(pipe.transformer)
     coords = pipe.transformer.rope.prepare_video_coords(1, 2, 2, 4, "cpu", fps=24.0)
-    call = {"hidden_states": _noise(1, 16, 4), "video_coords": coords}
-    tokens = _noise(1, layout.n_tokens, 4 * 2)[..., None, None]
+    call = {"hidden_states": noise(1, 16, 4), "video_coords": coords}
+    tokens = noise(1, layout.n_tokens, 4 * 2)[..., None, None]
     entered = adapter.embed(call, tokens, layout, layout.positions("fine"))["video_coords"]
     middles = coords.mean(-1).unflatten(2, (2, 2, 4))
     places = zip(layout.token_starts.tolist(), layout.token_sides.tolist(), strict=True)
@@ -180,10 +181,10 @@ def test_places_of_mixed_cells_are_the_middles_of_what_they_cover(pipe):
 def test_places_stay_float32_beside_latents_in_bfloat16():
     transformer, layout = FAMILY.make().transformer, TokenLayout.whole(2, 4, 1, 1)
     call = {
-        "hidden_states": _noise(1, 16, 4),
+        "hidden_states": noise(1, 16, 4),
         "video_coords": transformer.rope.prepare_video_coords(1, 2, 2, 4, "cpu", fps=24.0),
     }
-    tokens, positions = _noise(1, 8, 4 * 2)[..., None, None], layout.positions("fine") + 0.3
+    tokens, positions = noise(1, 8, 4 * 2)[..., None, None], layout.positions("fine") + 0.3
     embed = find_adapter(transformer).embed
     expected = embed(call, tokens, layout, positions)["video_coords"]
     entered = embed(
@@ -211,8 +212,8 @@ def test_sound_does_not_depend_on_its_batch(pipe):
 def test_outputs_by_name_keep_their_sound(pipe):
     adapter = find_adapter(pipe.transformer)
     made = diffusers.models.transformers.transformer_ltx2.AudioVisualModelOutput
-    one, other = (made(sample=_noise(1, 2, 4), audio_sample=_noise(1, 3, 4)) for _ in range(2))
-    assert adapter.with_sample(one, _noise(1, 5, 4)).audio_sample.equal(one.audio_sample)
+    one, other = (made(sample=noise(1, 2, 4), audio_sample=noise(1, 3, 4)) for _ in range(2))
+    assert adapter.with_sample(one, noise(1, 5, 4)).audio_sample.equal(one.audio_sample)
     joined = adapter.join((one, other), torch.tensor([1, 0]))
     assert joined.audio_sample.equal(torch.cat((other.audio_sample, one.audio_sample)))
 

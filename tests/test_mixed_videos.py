@@ -15,7 +15,8 @@ from fresco.ports import find_adapter
 from fresco.transfer import cut_patches, restrict
 from fresco.wraps import call_by_name
 from tests.conftest import traces
-from tests.families import FAMILIES, _noise
+from tests.families import FAMILIES
+from tests.family import noise
 from tests.picture_families import FROM_PICTURES
 from tests.test_families import MIXED, MIXING, repeated
 from tests.test_image_families import record_call
@@ -71,7 +72,7 @@ def test_every_frame_s_cells_enter_as_the_model_s_own_tokens_at_their_centres(na
     transformer, call = pipe.transformer, record_call(FAMILIES[name], pipe)
     adapter = find_adapter(transformer)
     p = adapter.patch_px
-    call["hidden_states"] = _noise(*call["hidden_states"].shape, seed=7)  # conditions, too
+    call["hidden_states"] = noise(*call["hidden_states"].shape, seed=7)  # conditions, too
     small = functional.avg_pool3d(call["hidden_states"], (1, 2, 2))
     fine, _ = enter_first_block(transformer, call)
     coarse, _ = enter_first_block(transformer, {**call, "hidden_states": small})
@@ -105,7 +106,7 @@ def test_coarse_cells_alone_in_one_row_predict_what_the_coarse_model_does(name):
     pipe = FAMILIES[name].make()
     transformer, call = pipe.transformer, record_call(FAMILIES[name], pipe)
     adapter = find_adapter(transformer)
-    call["hidden_states"] = _noise(*call["hidden_states"].shape, seed=7)
+    call["hidden_states"] = noise(*call["hidden_states"].shape, seed=7)
     small = functional.avg_pool3d(call["hidden_states"], (1, 2, 2))
     layout = TokenLayout.whole(4, 6, 2, adapter.patch_px)
     expected = adapter.unembed(transformer(**{**call, "hidden_states": small}), layout)

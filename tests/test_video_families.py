@@ -22,7 +22,8 @@ from fresco.layout import TokenLayout
 from fresco.ports import find_adapter
 from fresco.transfer import cut_patches
 from tests.conftest import traces
-from tests.families import FAMILIES, _noise
+from tests.families import FAMILIES
+from tests.family import noise
 from tests.test_families import ALL_FINE, MIXED, STAGED, Watch
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
@@ -79,7 +80,7 @@ def _image_to_video(**config):
 
 def _draw(pipe, width=128):
     torch.manual_seed(0)
-    asked = FAMILIES["wan"].asked() | {"image": _noise(1, 3, 64, width).clamp(0, 1)}
+    asked = FAMILIES["wan"].asked() | {"image": noise(1, 3, 64, width).clamp(0, 1)}
     generator = torch.Generator().manual_seed(0)
     return pipe(
         **asked, height=64, width=width, num_inference_steps=6, generator=generator,
@@ -187,7 +188,7 @@ def test_cogvideox_s_sines_at_the_full_grid_s_places_are_its_own():
     adapter, module = find_adapter(pipe.transformer), pipe.transformer.patch_embed
     undo = adapter.attach(pipe.transformer, {"fine"})
     layout = TokenLayout.whole(4, 6, 1, 2)
-    text, latents = _noise(1, 5, 32), _noise(1, 2, 4, 8, 12)
+    text, latents = noise(1, 5, 32), noise(1, 2, 4, 8, 12)
     call = {"hidden_states": latents}
     tokens = cut_patches(adapter.read(call, layout), 2)
     strips = []
@@ -210,7 +211,7 @@ def test_cogvideox_s_rotations_of_coarse_cells_are_those_of_the_smaller_video(he
     adapter = find_adapter(pipe.transformer)
     layout = TokenLayout.whole(height // 16, 6, 2, 2)
     full = pipe._prepare_rotary_positional_embeddings(height, 96, 2, "cpu")
-    call = {"hidden_states": _noise(1, 2, 4, height // 8, 12), "image_rotary_emb": full}
+    call = {"hidden_states": noise(1, 2, 4, height // 8, 12), "image_rotary_emb": full}
     tokens = torch.zeros(1, layout.n_tokens, 8, 2, 2)
     entered = adapter.embed(call, tokens, layout, layout.positions("native"))
     own = pipe._prepare_rotary_positional_embeddings(-(-height // 32) * 16, 48, 2, "cpu")
