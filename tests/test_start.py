@@ -7,104 +7,20 @@ import functools
 import diffusers
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import fresco
 from fresco import errors
-from fresco.recipe import load_recipe
-from fresco.schedule import PlanRequest, make_plan, planned_steps
 from fresco.transfer import join_patches
-from tests.conftest import make_flux_pipe, traces
+from tests.conftest import traces
 from tests.families import FAMILIES
-from tests.strategies import recipes
+from tests.started import (
+    KINDS,
+    PICTURE,
+    Started,
+    pooled,
+    seen_grid,
+)
 from tests.test_families import ALL_FINE, MIXED, STAGED
-
-PICTURE = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(5))
-HALF = torch.zeros(1, 1, 64, 96)
-HALF[..., 48:] = 1  # the right half is painted
-MASKED = {"mask_image": HALF}
-
-
-def make_sd3(name, **parts):
-    torch.manual_seed(0)
-    family = FAMILIES["sd3"]
-    config = family.config | {"in_channels": 16, "out_channels": 16}
-    vae = diffusers.AutoencoderKL(
-        block_out_channels=(8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        norm_num_groups=4,
-        latent_channels=16,
-        shift_factor=0.1,
-    )
-    pipe = getattr(diffusers, name)(
-        transformer=diffusers.SD3Transformer2DModel(**config).eval(),
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=vae.eval(),
-        **dict.fromkeys(set(family.missing) - {"vae"}),
-        **parts,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def make_flux(name):
-    pipe = getattr(diffusers, name)(**make_flux_pipe().components)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-KINDS = {
-    "flux": (make_flux, "FluxImg2ImgPipeline", {}),
-    "sd3": (make_sd3, "StableDiffusion3Img2ImgPipeline", {}),
-    "flux inpaint": (make_flux, "FluxInpaintPipeline", MASKED),
-    "sd3 inpaint": (make_sd3, "StableDiffusion3InpaintPipeline", MASKED),
-    "kontext inpaint": (
-        make_flux,
-        "FluxKontextInpaintPipeline",
-        MASKED | {"_auto_resize": False, "max_area": 64 * 96},
-    ),
-}
-
-
-class Started:
-    """A pipeline, how it is asked, and what its transformer sees."""
-
-    def __init__(self, kind):
-        make, name, self.asked = KINDS[kind]
-        self.pipe, self.is_flux = make(name), make is make_flux
-        self.seen = []  # by the transformer, of the last run
-
-    def _record(self, _module, _args, kwargs):
-        self.seen.append(kwargs["hidden_states"].clone())
-
-    def draw(self, **asked):
-        self.seen.clear()
-        if self.is_flux:
-            asked = {"prompt": "a red circle", "max_sequence_length": 16} | asked
-        else:
-            asked = FAMILIES["sd3"].asked() | asked
-        size = {"image": PICTURE, "height": 64, "width": 96, "num_inference_steps": 6}
-        size["generator"] = torch.Generator().manual_seed(asked.pop("seed", 0))
-        call = size | self.asked | {"strength": 0.7} | asked
-        hook = self.pipe.transformer.register_forward_pre_hook(self._record, with_kwargs=True)
-        with hook:  # after those of fresco
-            return self.pipe(**call, output_type="latent", return_dict=False)[0]
-
-    def mixture(self):
-        """What the pipeline mixes by itself: picture, noise and their mixture."""
-        parts, scheduler = [], self.pipe.scheduler
-        original = scheduler.scale_noise
-
-        def listen(sample, timestep, noise):
-            parts.append((sample, noise, original(sample, timestep, noise)))
-            return parts[-1][-1]
-
-        scheduler.scale_noise = listen
-        self.draw()
-        del scheduler.scale_noise
-        return parts[0]
 
 
 @pytest.fixture(params=KINDS)
@@ -147,25 +63,6 @@ def test_the_plan_starts_where_the_picture_s_noise_is(started, raw, strength):
     assert rows[0].tokens < 96 or strength == 0.2
     assert traces(started.pipe) == before
     assert started.draw(strength=strength).equal(plain)
-
-
-def pooled(grid, side):
-    """Slow and obvious: the mean of side x side latent pixels, one by one."""
-    b, c, h, w = grid.shape
-    out = torch.zeros(b, c, h // side, w // side)
-    for row in range(h // side):
-        for column in range(w // side):
-            here = grid[:, :, row * side : (row + 1) * side, column * side : (column + 1) * side]
-            out[..., row, column] = here.mean(dim=(2, 3))
-    return out
-
-
-def seen_grid(started, k, step):
-    """What the transformer saw in a step of a whole grid, [b, c, h, w]."""
-    if not started.is_flux:
-        return started.seen[k][:1]
-    own = started.seen[k][:, : step.n_tokens]  # reference pictures are behind it
-    return join_patches(own.unflatten(2, (-1, 2, 2)), 8 // step.side)
 
 
 def test_the_first_step_sees_the_picture_with_the_run_s_own_noise(started):
@@ -322,53 +219,3 @@ def test_a_mixture_that_is_changed_afterwards_is_refused():
     ):
         started.draw()
     assert not started.seen
-
-
-@given(recipes(), st.integers(1, 60), st.floats(0.02, 1), st.floats(0.3, 8))
-def test_a_plan_from_a_picture_never_rises_above_its_start(raw, n, start, shift):
-    recipe = load_recipe(raw)
-    request = PlanRequest(n, 8, 8, lambda _n_tokens: shift, start=start)
-    plan = make_plan(recipe, request)
-    whole = make_plan(recipe, PlanRequest(n, 8, 8, lambda _n_tokens: shift))
-    if plan.keeps_schedule:
-        return
-    assert plan.sigmas[0] == max(plan.sigmas) == start
-    assert plan.sigmas[-1] == 0
-    for i, step in enumerate(plan.steps[:-1]):
-        following = plan.steps[i + 1]
-        assert step.next_sigma == following.sigma
-        assert following.sigma < step.sigma or following.stage == step.stage + 1
-        assert step.lift is None or step.lift.end_sigma <= step.lift.to_sigma <= start
-    assert plan.steps[-1].side == 1
-    assert len(plan.steps) == planned_steps(recipe, n, start) <= len(whole.steps)
-    if start == 1:
-        assert plan == whole
-
-
-def test_a_pinned_plan_from_a_picture():
-    stages = [
-        {"cell": 4, "steps": 4, "until_sigma": 0.7},
-        {"cell": 2, "steps": 4, "until_sigma": 0.4, "sigmas": [0.7, 0.6, 0.5, 0.45]},
-        {"cell": 1, "steps": 4, "lift": {"form": "clean", "to_sigma": 0.6}},
-    ]
-    recipe = load_recipe({"schema": 1, "model": "any", "stages": stages})
-
-    def sigmas(start):
-        return make_plan(recipe, PlanRequest(12, 8, 8, lambda _n: 1.0, start=start)).sigmas
-
-    assert sigmas(0.8) == pytest.approx((0.8, 0.75, 0.7, 0.6, 0.5, 0.45, 0.6, 0.45, 0.3, 0.15, 0))
-    assert sigmas(0.55) == pytest.approx((0.55, 0.5, 0.45, 0.55, 0.4125, 0.275, 0.1375, 0))
-    assert sigmas(0.4) == pytest.approx((0.4, 0.4 * 2 / 3, 0.4 / 3, 0))
-    assert sigmas(0.1) == pytest.approx((0.1, 0))
-
-
-def test_a_stage_that_ends_above_the_picture_s_noise_takes_those_before_it_along():
-    stages = [
-        {"cell": 4, "steps": 2, "until_sigma": 0.3},
-        {"cell": 2, "steps": 2, "until_sigma": 0.5, "lift": {"form": "clean", "to_sigma": 0.9}},
-        {"cell": 1, "steps": 2},
-    ]
-    recipe = load_recipe({"schema": 1, "model": "any", "stages": stages})
-    plan = make_plan(recipe, PlanRequest(6, 8, 8, lambda _n: 1.0, start=0.4))
-    assert [step.stage for step in plan.steps] == [2, 2]
-    assert plan.sigmas == pytest.approx((0.4, 0.2, 0.0))
