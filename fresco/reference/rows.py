@@ -24,7 +24,7 @@ FRESCO = {
     3: ("quality", 53),
     5: ("5x", 52),
     7: ("balanced", 53),
-    10: ("10x", 70),
+    10: ("fast", 70),
 }
 ABLATED_STEPS = 2, 6, 1  # of the coarse, the mixed and the fine stage
 LIFTS = ("clean", "trajectory", "fresh")  # besides `latent`, that of the base
