@@ -32,21 +32,22 @@ def test_records_are_written_for_all_recipes_of_a_kind(tmp_path, monkeypatch):
     asked = {}
 
     def validate(recipe, **more):
-        asked[recipe] = (more.get("model"), more["prompts"].read_text() if more else None)
+        captions = more["prompts"].read_text() if more else None
+        asked[recipe] = (more.get("model"), captions, more.get("floor"))
         if recipe.endswith("_5x.yaml") or recipe == "sd35_fast":
             raise typer.Exit(1)
 
     monkeypatch.setattr(write_records, "validate", validate)
     with pytest.raises(typer.Exit):
-        write_records.reference(prompts=2, into=tmp_path / "copies")
+        write_records.reference(prompts=2, into=tmp_path / "copies", floor="compile")
     names = [name for name in known_recipes() if name.startswith("reference_")]
     assert list(asked) == [str(tmp_path / "copies" / f"{name}.yaml") for name in names]
     captions = "\n".join(caption.text for caption in held_out_captions(2)) + "\n"
-    assert set(asked.values()) == {("reference", captions)}
+    assert set(asked.values()) == {("reference", captions, "compile")}
     asked.clear()
     with pytest.raises(typer.Exit):
         write_records.mechanics()
     assert {"sd35_fast", "sd35_quality", "flux1-dev_fast"} <= asked.keys()
     assert not {"identity", "rival_ralu", "reference_5x"} & asked.keys()
-    assert set(asked.values()) == {(None, None)}
+    assert set(asked.values()) == {(None, None, None)}
     write_records.mechanics(only=["sd35_quality"])

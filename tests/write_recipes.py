@@ -21,7 +21,8 @@ without a trace, and its FLOPs were counted on the model's published configurati
 (`adapters/configs`, each with its source); nothing was measured of its pictures or its time.
 `pictures` compares with plain runs of the same noise: PSNR in dB and SSIM to them, the judge's
 share of asked attributes (the plain run's in brackets), and the noise floor, how far the plain run
-is from itself in another precision. `fresco recipes show NAME` prints a recipe with its comments.
+is from itself in another precision, or compiled. `fresco recipes show NAME` prints a recipe with
+its comments.
 
 All records anew: `python -m tests.write_records mechanics` for the models whose weights are not
 here, `python -m tests.write_records reference` for the reference model.
@@ -108,7 +109,9 @@ def _command(name, record):
     if "pictures" not in record.covers:
         return f"fresco validate {name}"
     if record.model == "reference":
-        return f"python -m tests.write_records reference --prompts {record.prompts} --only {name}"
+        floor = " --floor compile" if record.noise_floor.how == "torch.compile" else ""
+        asked = f"--prompts {record.prompts} --only {name}{floor}"
+        return f"python -m tests.write_records reference {asked}"
     return f"fresco validate {name} --model {record.model} --prompts FILE --seed {record.seed}"
 
 

@@ -4,7 +4,8 @@
     python -m tests.write_records reference --prompts 16  the reference recipes, by paired runs
 
 Each is a loop over `fresco validate`. What falls short of a bound is said, left as it was, and
-makes the exit code 1. `--only NAME` (repeatable) takes some of them, `--into DIR` validates copies.
+makes the exit code 1. `--only NAME` (repeatable) takes some of them, `--into DIR` validates copies,
+`--floor compile` is for processors that are slow in bfloat16.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from fresco.recipe import known_recipes
 from fresco.reference.dataset import held_out_captions
 
 Only = Annotated[list[str] | None, typer.Option(help="Name of a recipe; repeatable.")]
+Floor = Annotated[str, typer.Option(help="Noise floor by another `precision`, or by `compile`.")]
 Into = Annotated[Path | None, typer.Option(help="Copy the recipes there, and write the copies.")]
 
 app = typer.Typer(add_completion=False)
@@ -51,12 +53,13 @@ def reference(
     prompts: Annotated[int, typer.Option(min=1, help="Held-out captions, a pair each.")] = 16,
     only: Only = None,
     into: Into = None,
+    floor: Floor = "precision",
 ) -> None:
     """Pictures, time, closeness and judge of every reference recipe."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "prompts.txt"
         file.write_text("\n".join(caption.text for caption in held_out_captions(prompts)) + "\n")
-        _loop("reference", only, into, model="reference", prompts=file)
+        _loop("reference", only, into, model="reference", prompts=file, floor=floor)
 
 
 def _loop(kind, only, into, **asked):
