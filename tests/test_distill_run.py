@@ -1,0 +1,169 @@
+"""A distillation from beginning to end: its file, its provenance, the command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import fresco.reference
+from fresco.api import accelerate
+from fresco.cli import app
+from fresco.errors import AttachError
+from fresco.reference import MAX_TOKENS, PIPELINE, WeightsError, distill, load, lora_path
+from fresco.reference.distill_run import MAX_BYTES, DistillError
+from fresco.reference.distill_run import distill as run
+from tests.distilled import shorten
+from tests.reference_parts import assemble_untrained
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A distillation from beginning to end; returns its LoRA's folder and what was logged."""
+    folder, logged = tmp_path_factory.mktemp("distilled"), []
+    with pytest.MonkeyPatch.context() as patch:
+        shorten(patch)
+        out = run(folder, 0.001, logged.append, CPU, PIPELINE)
+    return out, logged
+
+
+def test_a_distillation_ends_with_a_small_file_and_its_provenance(made):
+    out, logged = made
+    (file,) = out.glob("*.safetensors")
+    assert file.stat().st_size <= MAX_BYTES
+    assert {tensor.dtype for tensor in load_file(file).values()} == {torch.float16}
+    facts = json.loads((out / "provenance.json").read_text())
+    assert facts["command"] == "fresco reference distill --hours 0.001 --seed 31 --teacher pipeline"
+    keys = {"method", "teacher", "steps", "seconds", "trajectories", "losses", "code", "hardware"}
+    assert keys | {"versions", "date", "rank"} <= set(facts)
+    assert facts["steps"] == logged[-1]["step"] > 0
+    assert facts["rank"] <= 32
+    assert facts["trajectories"] >= 1  # as many as this machine draws in the time
+    assert facts["losses"]
+    assert str(out.parent) not in (out / "provenance.json").read_text()
+    lines = (out.parent / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == logged
+
+
+def latents(pipe):
+    return pipe(
+        "a red ring", num_inference_steps=2, height=64, width=64, output_type="latent",
+        max_sequence_length=MAX_TOKENS, generator=torch.Generator().manual_seed(0),
+    ).images  # fmt: skip
+
+
+def strengthened(made, tmp_path):
+    """The LoRA with larger weights: few steps from zero change no picture that can be seen."""
+    from safetensors.torch import save_file
+
+    tensors = load_file(made[0] / distill.FILE)
+    save_file({name: 30 * weight for name, weight in tensors.items()}, tmp_path / distill.FILE)
+    return tmp_path / distill.FILE
+
+
+def test_the_file_loads_by_diffusers_and_by_a_recipe(made, tmp_path):
+    pipe, file = load(), strengthened(made, tmp_path)
+    plain = latents(pipe)
+    stack = [{"kind": "lora", "source": str(file), "fuse": True}]
+    with accelerate(pipe, {"schema": 1, "model": "any", "stack": stack}) as fast:
+        fused = latents(pipe)
+        (row,) = [row for row in fast.summary().rows if row.kind == "lora"]
+        assert row.counts["layers"] == 2 * 12 + 9 * 5
+    assert torch.equal(latents(pipe), plain)
+    pipe.load_lora_weights(file)
+    loaded = latents(pipe)
+    assert not torch.allclose(loaded, plain, atol=1e-2)
+    assert torch.allclose(loaded, fused, atol=1e-4)
+
+
+def test_a_folder_of_another_teacher_or_seed_is_refused(made, tmp_path):
+    with pytest.raises(DistillError, match=r"expected the teacher and the seed .* --folder"):
+        run(made[0].parent, 0.001, lambda _: None, CPU, seed=32)
+    other = assemble_untrained(tmp_path)
+    with pytest.raises(DistillError, match="the teacher and the seed"):
+        run(made[0].parent, 0.001, lambda _: None, CPU, other)
+
+
+def test_without_peft_nothing_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(DistillError, match=r"fresco\[lora\]"):
+        run(tmp_path / "new", 0.1, lambda _: None, CPU)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_lora_that_does_not_ship_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(fresco.reference, "LORA", tmp_path)
+    with pytest.raises(
+        WeightsError, match=r"expected the few-step LoRA .* `fresco reference distill`"
+    ):
+        lora_path()
+    (tmp_path / "pytorch_lora_weights.safetensors").touch()
+    assert lora_path().parent == tmp_path
+
+
+def test_a_recipe_finds_a_lora_in_a_package(made, tmp_path, monkeypatch):
+    package = tmp_path / "some_package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    strengthened(made, package)
+    monkeypatch.syspath_prepend(tmp_path)
+    pipe = load()
+    plain = latents(pipe)
+
+    def recipe(source):
+        return {"schema": 1, "model": "any", "stack": [{"kind": "lora", "source": source}]}
+
+    with accelerate(pipe, recipe(f"package:some_package/{distill.FILE}")):
+        assert not torch.allclose(latents(pipe), plain, atol=1e-2)
+    for source in ("package:some_package/none", "package:no_package_x/a", "package:some_package"):
+        with pytest.raises(AttachError, match=r"expected a file of an installed package"):
+            accelerate(pipe, recipe(source))
+    assert torch.equal(latents(pipe), plain)
+
+
+def test_the_command_says_what_it_takes():
+    result = CliRunner().invoke(app, ["reference", "distill", "--help"])
+    assert result.exit_code == 0
+    for option in ("--folder", "--hours", "--seed", "--device", "--teacher"):
+        assert option in result.output
+
+
+TWO_PROCESSES = """
+import sys
+from pathlib import Path
+
+import torch
+
+from fresco.reference import distill, distill_run, trajectories
+
+trajectories.PER_SHARD, trajectories.SUBSTEPS = 1, 1
+trajectories.BORDERS = (1.0, 0.5, 0.0)
+trajectories.COARSE_BORDER = trajectories.LIFTED_BORDER = 1
+distill.ODDS, distill.BATCH = {"coarse": 1.0}, {"coarse": 2}
+folder = Path(sys.argv[1])
+distill_run.distill(folder, 0.001, lambda _: None, torch.device("cpu"))
+"""
+
+
+def test_processes_under_torchrun_draw_shards_of_their_own_and_train_one_lora(tmp_path):
+    (tmp_path / "two.py").write_text(TWO_PROCESSES)
+    command = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+    ran = subprocess.run(
+        [*command, "--nproc-per-node", "2", str(tmp_path / "two.py"), str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    names = {path.name for path in (tmp_path / "run").glob("*.pt")}
+    assert {"trajectories_00000.pt", "trajectories_00001.pt"} <= names
+    facts = json.loads((tmp_path / "run" / "lora" / "provenance.json").read_text())
+    assert facts["command"].startswith("torchrun --nproc-per-node 2 --no-python fresco reference")
+    assert facts["steps"] > 0

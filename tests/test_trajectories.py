@@ -1,0 +1,103 @@
+"""The trajectories that a distillation learns from."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from fresco.reference import GUIDANCE_SCALE, MAX_TOKENS, load
+from fresco.reference import trajectories as drawn
+from fresco.reference.transformer import Tokens, velocity
+from tests.distilled import shorten
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def short(monkeypatch):
+    shorten(monkeypatch)
+
+
+def solve(pipe, start, sigmas, caption):
+    """Euler's steps through `sigmas`, written out."""
+    text, pooled, _ = pipe.encode_prompt(caption, caption, max_sequence_length=MAX_TOKENS)
+    side = round(start.shape[1] ** 0.5)
+    ids = pipe._prepare_latent_image_ids(1, side, side, CPU, torch.float32)
+    x, guidance = start.float(), torch.tensor([GUIDANCE_SCALE])
+    for sigma, following in itertools.pairwise(sigmas):
+        now = torch.tensor([sigma])
+        with torch.no_grad():
+            v = velocity(pipe.transformer, Tokens(x, ids), now, guidance, text, pooled)
+        x = x + (following - sigma) * v
+    return x
+
+
+def halved(high, low):
+    """Two steps, evenly spaced before the scheduler's shift of 2.5."""
+    middle = sum(sigma / (2.5 - 1.5 * sigma) for sigma in (high, low)) / 2
+    return high, 2.5 * middle / (1 + 1.5 * middle), low
+
+
+def unpacked(tokens):
+    """[n, 16] as [4, rows, columns]: a token is (channel, row, column) of 2 x 2 pixels."""
+    side = round(len(tokens) ** 0.5)
+    cut = tokens.view(side, side, 4, 2, 2)
+    return torch.einsum("yxcij->cyixj", cut).reshape(4, 2 * side, 2 * side)
+
+
+def test_segments_are_where_the_teacher_goes(short):
+    pipe = load()
+    shard = drawn.draw_shard(pipe, 31, 0)
+    assert list(shard) == ["fine", "coarse", "lifted"]
+    fine = shard["fine"]
+    assert fine.start_sigma.tolist() == pytest.approx([1, 0.9, 0.5])
+    assert fine.end_sigma.tolist() == pytest.approx([0.9, 0.5, 0])
+    assert torch.equal(fine.start[1:], fine.end[:-1])
+    for i, levels in enumerate((halved(1, 0.9), halved(0.9, 0.5), halved(0.5, 0))):
+        end = solve(pipe, fine.start[i : i + 1], levels, fine.captions[i])
+        torch.testing.assert_close(end[0], fine.end[i].float(), rtol=0, atol=5e-3)
+        assert not torch.allclose(fine.start[i].float(), fine.end[i].float(), atol=5e-2)
+
+
+def test_a_coarse_segment_is_cells_averages_at_the_fine_noise_level(short):
+    shard = drawn.draw_shard(load(), 31, 0)
+    fine, coarse = shard["fine"], shard["coarse"]
+    assert coarse.start_sigma.tolist() == [1]
+    assert coarse.end_sigma.tolist() == pytest.approx([0.9])
+    eps, at_border = (unpacked(fine.start[i].float()) for i in (0, 1))
+    pool = torch.nn.AvgPool2d(2)
+    for latents, sigma, tokens in ((eps, 1.0, coarse.start), (at_border, 0.9, coarse.end)):
+        view = pool(latents - sigma * eps) + sigma * 2 * pool(eps)
+        assert torch.allclose(unpacked(tokens[0].float()), view, atol=1e-2)
+
+
+def test_a_lifted_segment_begins_at_a_coarse_view_with_the_fields_noise(short):
+    pipe = load()
+    shard = drawn.draw_shard(pipe, 31, 0)
+    lifted = shard["lifted"]
+    t = lifted.start_sigma.item()
+    low, high = drawn.LIFTED_SIGMA
+    assert low <= t <= high
+    eps = unpacked(shard["fine"].start[0].float())
+    view = unpacked(shard["coarse"].end[0].float())
+    clean = view - 0.9 * 2 * torch.nn.functional.avg_pool2d(eps, 2)  # a tenth of it
+    spread = clean.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    start = (1 - t) / (1 - 0.9) * spread + t * eps
+    assert torch.allclose(unpacked(lifted.start[0].float()), start, atol=2e-2)
+    end = solve(pipe, lifted.start, halved(t, 0.5), lifted.captions[0])
+    assert torch.allclose(end, lifted.end.float(), atol=5e-3)
+    assert lifted.end_sigma.tolist() == [0.5]
+
+
+def test_every_shard_has_captions_and_noise_of_its_own_and_always_the_same(short, monkeypatch):
+    monkeypatch.setattr(drawn, "PER_SHARD", 2)
+    pipe = load()
+    first, again, other = (drawn.draw_shard(pipe, 31, i)["fine"] for i in (0, 0, 1))
+    assert torch.equal(first.start, again.start)
+    assert first.captions == again.captions
+    assert first.captions != other.captions
+    noise = torch.cat([first.start[:2], other.start[:2]])
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(noise, 2))
+    assert first.captions == 3 * first.captions[:2]  # a caption for all windows
