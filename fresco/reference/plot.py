@@ -26,7 +26,7 @@ def save_pareto(report: Mapping[str, Any], path: Path) -> None:
     """
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
-    figure = Figure(figsize=(11, 4.5), dpi=120, layout="constrained")
+    figure = Figure(figsize=(13, 4.5), dpi=120, layout="constrained")
     for axis, (name, label) in zip(figure.subplots(1, 2), PANELS.items(), strict=True):
         rows = report["rows"]
         full = rows[report["baseline"]][name]
@@ -41,7 +41,8 @@ def save_pareto(report: Mapping[str, Any], path: Path) -> None:
             axis.errorbar(speedups, middle, [below, above], marker="o", capsize=3, label=method)
         axis.set(xlabel="speedup of the denoising loop, wall clock", ylabel=label)
         axis.grid(alpha=0.3)
-    figure.axes[0].legend()
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right upper")
     figure.suptitle(
         f"{report['n_prompts']} held-out captions, 95% bootstrap intervals", fontsize=10
     )
