@@ -92,3 +92,17 @@ class Family:
 
 def noise(*shape: int, seed: int = 1) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def guided(
+    mask: torch.Tensor | None = None, negative_mask: torch.Tensor | None = None, **more: Any
+) -> dict[str, Any]:
+    """Arguments of a call with guidance: both prompts, their masks where there are any."""
+    masks = {"prompt_attention_mask": mask, "negative_prompt_attention_mask": negative_mask}
+    return {
+        "prompt_embeds": noise(1, 5, 32),
+        "negative_prompt_embeds": noise(1, 5, 32, seed=2),
+        "guidance_scale": 2.0,
+        **{name: each for name, each in masks.items() if each is not None},
+        **more,
+    }

@@ -6,35 +6,16 @@ from typing import Any
 
 import torch
 
-from tests.family import Family, noise
+from tests.family import Family, guided, noise
 
 
 def _sd3() -> dict[str, Any]:
-    return {
-        "prompt_embeds": noise(1, 5, 32),
-        "negative_prompt_embeds": noise(1, 5, 32, seed=2),
-        "pooled_prompt_embeds": noise(1, 16, seed=3),
-        "negative_pooled_prompt_embeds": noise(1, 16, seed=4),
-        "guidance_scale": 2.0,
-    }
+    pooled, negative = noise(1, 16, seed=3), noise(1, 16, seed=4)
+    return guided(pooled_prompt_embeds=pooled, negative_pooled_prompt_embeds=negative)
 
 
 def _aura_flow() -> dict[str, Any]:
-    return {
-        "prompt_embeds": noise(1, 5, 32),
-        "prompt_attention_mask": torch.ones(1, 5),
-        "negative_prompt_embeds": noise(1, 5, 32, seed=2),
-        "negative_prompt_attention_mask": torch.ones(1, 5),
-        "guidance_scale": 2.0,
-    }
-
-
-def _cogview4() -> dict[str, Any]:
-    return {
-        "prompt_embeds": noise(1, 5, 32),
-        "negative_prompt_embeds": noise(1, 5, 32, seed=2),
-        "guidance_scale": 2.0,
-    }
+    return guided(torch.ones(1, 5), torch.ones(1, 5))
 
 
 def _flux2() -> dict[str, Any]:
@@ -42,13 +23,8 @@ def _flux2() -> dict[str, Any]:
 
 
 def _chroma() -> dict[str, Any]:
-    return {
-        "prompt_embeds": noise(1, 5, 32),
-        "prompt_attention_mask": torch.tensor([[1, 1, 1, 1, 0]], dtype=torch.bool),
-        "negative_prompt_embeds": noise(1, 5, 32, seed=2),
-        "negative_prompt_attention_mask": torch.tensor([[1, 1, 0, 0, 0]], dtype=torch.bool),
-        "guidance_scale": 2.0,
-    }
+    masks = torch.tensor([[[1, 1, 1, 1, 0]], [[1, 1, 0, 0, 0]]], dtype=torch.bool)
+    return guided(*masks)
 
 
 def _qwen_image() -> dict[str, Any]:
@@ -59,14 +35,9 @@ def _qwen_image() -> dict[str, Any]:
 
 
 def _lumina2() -> dict[str, Any]:
-    return {
-        "prompt_embeds": noise(1, 5, 32),
-        "prompt_attention_mask": torch.ones(1, 5, dtype=torch.bool),
-        "negative_prompt_embeds": noise(1, 5, 32, seed=2),
-        "negative_prompt_attention_mask": torch.ones(1, 5, dtype=torch.bool),
-        "guidance_scale": 2.0,
-        "cfg_normalization": False,  # rescales by a norm, which restriction changes
-    }
+    everything = torch.ones(1, 5, dtype=torch.bool)
+    # off, for it rescales by a norm, which restriction changes
+    return guided(everything, everything, cfg_normalization=False)
 
 
 def _z_image() -> dict[str, Any]:
@@ -77,16 +48,12 @@ def _z_image() -> dict[str, Any]:
     }
 
 
-def _sana() -> dict[str, Any]:
-    return {
-        "prompt_embeds": noise(1, 5, 32),
-        "prompt_attention_mask": torch.ones(1, 5),
-        "negative_prompt_embeds": noise(1, 5, 32, seed=2),
-        "negative_prompt_attention_mask": torch.tensor([[1, 1, 1, 0, 0]]),
-        "guidance_scale": 2.0,
-        "negative_prompt": None,
-        "use_resolution_binning": False,
-    }
+def _binned() -> dict[str, Any]:
+    """Of pipelines that round sizes to bins unless told not to."""
+    negative_mask = torch.tensor([[1, 1, 1, 0, 0]])
+    return guided(
+        torch.ones(1, 5), negative_mask, negative_prompt=None, use_resolution_binning=False
+    )
 
 
 def _hunyuan_image() -> dict[str, Any]:
@@ -95,18 +62,6 @@ def _hunyuan_image() -> dict[str, Any]:
         "prompt_embeds_mask": torch.tensor([[1, 1, 1, 1, 0]]),
         "prompt_embeds_2": torch.zeros(1, 3, 16),
         "prompt_embeds_mask_2": torch.zeros(1, 3, dtype=torch.int64),
-    }
-
-
-def _pixart() -> dict[str, Any]:
-    return {
-        "prompt_embeds": noise(1, 5, 32),
-        "prompt_attention_mask": torch.ones(1, 5),
-        "negative_prompt_embeds": noise(1, 5, 32, seed=2),
-        "negative_prompt_attention_mask": torch.tensor([[1, 1, 1, 0, 0]]),
-        "guidance_scale": 2.0,
-        "negative_prompt": None,
-        "use_resolution_binning": False,
     }
 
 
@@ -269,7 +224,7 @@ IMAGES = {
             "cross_attention_dim": 32,
             "caption_channels": 32,
         },
-        _sana,
+        _binned,
         zoom=2,
         scheduler={"shift": 3.0},
     ),
@@ -309,7 +264,7 @@ IMAGES = {
             "condition_dim": 8,
             "rope_axes_dim": (16, 16),
         },
-        _cogview4,
+        guided,
         passes=2,
         mixes=True,
         scheduler={"use_dynamic_shifting": True, "base_shift": 0.25, "max_shift": 0.75,
@@ -351,7 +306,7 @@ IMAGES = {
             "cross_attention_dim": 32,
             "caption_channels": 32,
         },
-        _pixart,
+        _binned,
         mixes=True,
         scheduler={"beta_start": 0.0001, "beta_end": 0.02, "clip_sample": False},
         scheduler_class="DDIMScheduler",

@@ -7,16 +7,11 @@ from typing import Any
 import diffusers
 import torch
 
-from tests.family import Family, noise
+from tests.family import Family, guided, noise
 
 
-def _wan() -> dict[str, Any]:
-    return {
-        "prompt_embeds": noise(1, 5, 32),
-        "negative_prompt_embeds": noise(1, 5, 32, seed=2),
-        "guidance_scale": 2.0,
-        "num_frames": 5,
-    }
+def _guided() -> dict[str, Any]:
+    return guided(num_frames=5)
 
 
 def _hunyuan_video() -> dict[str, Any]:
@@ -29,14 +24,7 @@ def _hunyuan_video() -> dict[str, Any]:
 
 
 def _ltx() -> dict[str, Any]:
-    return {
-        "prompt_embeds": noise(1, 5, 32),
-        "prompt_attention_mask": torch.ones(1, 5),
-        "negative_prompt_embeds": noise(1, 5, 32, seed=2),
-        "negative_prompt_attention_mask": torch.tensor([[1.0, 1.0, 1.0, 0.0, 0.0]]),
-        "guidance_scale": 2.0,
-        "num_frames": 9,
-    }
+    return guided(torch.ones(1, 5), torch.tensor([[1.0, 1.0, 1.0, 0.0, 0.0]]), num_frames=9)
 
 
 def _ltx2() -> dict[str, Any]:
@@ -71,15 +59,6 @@ def _ltx2_parts() -> dict[str, Any]:
         resolution=32, latent_channels=2, mid_block_add_attention=False, mel_bins=8,
     )  # fmt: skip
     return {"connectors": connectors.eval(), "vae": vae.eval(), "audio_vae": sound.eval()}
-
-
-def _cogvideox() -> dict[str, Any]:
-    return {
-        "prompt_embeds": noise(1, 5, 32),
-        "negative_prompt_embeds": noise(1, 5, 32, seed=2),
-        "guidance_scale": 2.0,
-        "num_frames": 5,
-    }
 
 
 def _mochi() -> dict[str, Any]:
@@ -120,7 +99,7 @@ VIDEOS = {
             "ffn_dim": 32,
             "rope_max_seq_len": 16,  # positions per side; fewer than tokens of a frame
         },
-        _wan,
+        _guided,
         mixes=True,
         passes=2,
         frames=2,
@@ -253,7 +232,7 @@ VIDEOS = {
             "max_text_seq_length": 5,
             "use_rotary_positional_embeddings": True,
         },
-        _cogvideox,
+        _guided,
         frames=2,
         mixes=True,
         scheduler={"prediction_type": "v_prediction", "rescale_betas_zero_snr": True,
