@@ -109,7 +109,8 @@ def _command(name, record):
     if "pictures" not in record.covers:
         return f"fresco validate {name}"
     if record.model == "reference":
-        floor = " --floor compile" if record.noise_floor.how == "torch.compile" else ""
+        is_compiled = record.noise_floor and record.noise_floor.how == "torch.compile"
+        floor = " --floor compile" if is_compiled else ""
         asked = f"--prompts {record.prompts} --only {name}{floor}"
         return f"python -m tests.write_records reference {asked}"
     return f"fresco validate {name} --model {record.model} --prompts FILE --seed {record.seed}"
