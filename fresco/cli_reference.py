@@ -87,6 +87,9 @@ def distill(
         str | None, typer.Option(help="Where to train; default: a GPU if there is one.")
     ] = None,
     teacher: Annotated[Path | None, typer.Option(help="Another pipeline directory.")] = None,
+    from_shipped: Annotated[
+        bool, typer.Option("--from-shipped", help="Go on from the LoRA that ships.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Series of captions and noise.")] = 31,
 ) -> None:
     """Distil many steps into few, as a LoRA; an interrupted run goes on where it stopped."""
@@ -94,6 +97,7 @@ def distill(
         with console.status("Loading"):
             import torch
 
+            from fresco.reference import lora_path
             from fresco.reference.distill_run import distill as run
 
         with progress_bar() as bar:
@@ -106,7 +110,8 @@ def distill(
                 bar.update(task, completed=round(sum(spent.values())), description=text)
 
             where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-            out = run(folder, hours, log, torch.device(where), teacher, seed)
+            start = lora_path().parent if from_shipped else None
+            out = run(folder, hours, log, torch.device(where), teacher, seed, start)
     console.print(f"Wrote {out}.", soft_wrap=True)
 
 

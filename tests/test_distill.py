@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from fresco.reference import GUIDANCE_SCALE, MAX_TOKENS, distill, load
 from fresco.reference import trajectories as drawn
@@ -44,7 +45,27 @@ def test_the_target_is_the_slope_of_the_segment(monkeypatch):
     assert seen["x"][:, 0, 0].tolist() == pytest.approx([3, 2.25])
     assert seen["sigma"].tolist() == pytest.approx([1, 0.325])
     assert seen["guidance"].tolist() == [GUIDANCE_SCALE] * 2
-    assert loss.item() == pytest.approx((4 + 2) / 2)  # (3 - 1) / 0.5 and (3 - 2) / 0.5
+    errors = np.array([4, 2])  # (3 - 1) / 0.5 and (3 - 2) / 0.5
+    flat = distill.FLAT
+    assert loss.item() == pytest.approx((np.sqrt(errors**2 + flat**2) - flat).mean())
+
+
+def test_a_token_counts_whatever_others_of_its_picture_miss(monkeypatch):
+    """One that misses a lot must not drown one that misses little, as it does in the square."""
+    predicted = torch.zeros(1, 2, 16, requires_grad=True)
+    monkeypatch.setattr(distill, "velocity", lambda *_: predicted)
+    start = torch.tensor([2.0, 0.1]).view(1, 2, 1).expand(1, 2, 16)
+    segments = Segments(start, torch.zeros(1, 2, 16), torch.ones(1), torch.zeros(1), ["a"])
+    distill.slope_loss(None, segments, torch.ones(1), torch.ones(1), torch.ones(1)).backward()
+    much, little = predicted.grad.norm(dim=2)[0].tolist()
+    assert little > 0.9 * much
+
+
+def test_long_windows_are_drawn_more_often():
+    data = make_segments(8)  # half of them 0.3 long, half 0.7
+    picked, _ = distill._draw(data, 4000, np.random.default_rng(0))
+    share = (picked.start_sigma == 1).float().mean().item()
+    assert share == pytest.approx(0.3**0.5 / (0.3**0.5 + 0.7**0.5), abs=0.03)
 
 
 def test_inputs_lie_on_segments_a_share_of_them_where_windows_start():
@@ -82,18 +103,34 @@ def test_training_learns_its_segments_and_leaves_the_weights(tmp_path, monkeypat
         assert torch.equal(now.float(), weight.to(now.dtype).float()), name
 
 
-def test_the_lora_is_on_all_attention_and_feed_forward_projections_and_nothing_else(tmp_path):
+def test_the_lora_is_on_all_projections_of_the_blocks_and_on_modulation(tmp_path):
     pipe = load()
     linear = {n for n, m in pipe.transformer.named_modules() if isinstance(m, torch.nn.Linear)}
     training = distill.Distillation(tmp_path, 1e9, pipe.transformer)
     trained = {name.partition(".lora_")[0] for name in training.names}
-    left = {name for name in linear if "norm" not in name} - trained
-    assert left == {
+    assert linear - trained == {
         "proj_out", "x_embedder", "context_embedder",
         *(f"time_text_embed.{part}_embedder.linear_{i}"
           for part in ("timestep", "guidance", "text") for i in (1, 2)),
     }  # fmt: skip
-    assert not any("norm" in name for name in trained)
+
+
+def test_a_training_goes_on_from_a_lora(tmp_path):
+    """Also from one with fewer layers: what it does not have begins anew."""
+    first = distill.Distillation(tmp_path, 1e9, load().transformer)
+    for number, weight in enumerate(first.average):
+        weight.fill_(1 + number)
+    file = first.write_lora(tmp_path / "lora")
+    tensors = {n: w for n, w in load_file(file).items() if "norm" not in n}
+    save_file(tensors, file)
+    second = distill.Distillation(tmp_path, 1e9, load().transformer, file)
+    for number, (name, weight) in enumerate(zip(second.names, second.master, strict=True)):
+        if "norm" not in name:
+            assert (weight == 1 + number).all(), name
+        elif "lora_B" in name:
+            assert (weight == 0).all(), name
+    computed = dict(second.student.named_parameters())
+    assert (computed[second.names[0]] == second.master[0]).all()
 
 
 class Clock:

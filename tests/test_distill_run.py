@@ -75,7 +75,7 @@ def test_the_file_loads_by_diffusers_and_by_a_recipe(made, tmp_path):
     with accelerate(pipe, {"schema": 1, "model": "any", "stack": stack}) as fast:
         fused = latents(pipe)
         (row,) = [row for row in fast.summary().rows if row.kind == "lora"]
-        assert row.counts["layers"] == 2 * 12 + 9 * 5
+        assert row.counts["layers"] == 2 * 14 + 9 * 6 + 1
     assert torch.equal(latents(pipe), plain)
     pipe.load_lora_weights(file)
     loaded = latents(pipe)
@@ -89,6 +89,18 @@ def test_a_folder_of_another_teacher_or_seed_is_refused(made, tmp_path):
     other = assemble_untrained(tmp_path)
     with pytest.raises(DistillError, match="the teacher and the seed"):
         run(made[0].parent, 0.001, lambda _: None, CPU, other)
+
+
+def test_a_run_goes_on_from_a_lora_of_its_teacher_and_from_no_other(made, tmp_path, monkeypatch):
+    shorten(monkeypatch)
+    start, _ = made
+    out = run(tmp_path / "on", 0.0005, lambda _: None, CPU, seed=32, start=start)
+    facts = json.loads((out / "provenance.json").read_text())
+    assert facts["command"] == "fresco reference distill --hours 0.0005 --seed 32 --from-shipped"
+    assert facts["start"] == json.loads((start / "provenance.json").read_text())
+    other = assemble_untrained(tmp_path)
+    with pytest.raises(DistillError, match=r"LoRA of the teacher .* --from-shipped"):
+        run(tmp_path / "other", 0.0005, lambda _: None, CPU, other, start=start)
 
 
 def test_without_peft_nothing_is_drawn(tmp_path, monkeypatch):
@@ -131,7 +143,7 @@ def test_a_recipe_finds_a_lora_in_a_package(made, tmp_path, monkeypatch):
 def test_the_command_says_what_it_takes():
     result = CliRunner().invoke(app, ["reference", "distill", "--help"])
     assert result.exit_code == 0
-    for option in ("--folder", "--hours", "--seed", "--device", "--teacher"):
+    for option in ("--folder", "--hours", "--seed", "--device", "--teacher", "--from-shipped"):
         assert option in result.output
 
 

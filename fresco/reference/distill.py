@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fresco.reference import GUIDANCE_SCALE, MAX_TOKENS, parallel
@@ -32,14 +33,16 @@ if TYPE_CHECKING:
     from fresco.reference.log import Log
 
 RANK = 32
-TARGETS = (  # attention and feed-forward projections of the blocks, as a pattern of names
+TARGETS = (  # the projections of the blocks and all modulation, as a pattern of names
     r"(single_)?transformer_blocks\.\d+\.(attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
-    r"|ff(_context)?\.net\.(0\.proj|2)|proj_mlp|proj_out)"
+    r"|ff(_context)?\.net\.(0\.proj|2)|proj_mlp|proj_out|norm1?(_context)?\.linear)"
+    r"|norm_out\.linear"
 )
 BATCH = {FINE: 4, COARSE: 16, LIFTED: 4}  # segments per step, all processes together: equal time
-ODDS = {FINE: 0.6, COARSE: 0.15, LIFTED: 0.25}
+ODDS = {FINE: 0.7, COARSE: 0.1, LIFTED: 0.2}
 BORDER_SHARE = 0.75  # of the inputs that lie where a window starts
 RATE, WARM_UP = 7e-4, 20  # of AdamW; steps
+FLAT = 0.03  # error below which a token counts with its square, by and large
 EMA_DECAY = 0.99
 CHECKPOINT_S = 120.0
 CHECKPOINT = "distillation.pt"
@@ -50,9 +53,21 @@ class Distillation:
     """A LoRA's training: state, checkpoints, one step at a time.
 
     The LoRA is kept in float32 and computed with in bfloat16, where the hardware can.
+
+    Args:
+        folder: A run's folder; a checkpoint in it is gone on from.
+        budget_s: Seconds of training in all.
+        transformer: The teacher's, which becomes the student's.
+        start: A LoRA's file to begin with, unless there is a checkpoint; default: a new LoRA.
     """
 
-    def __init__(self, folder: Path, budget_s: float, transformer: FluxTransformer2DModel) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        budget_s: float,
+        transformer: FluxTransformer2DModel,
+        start: Path | None = None,
+    ) -> None:
         from peft import LoraConfig
 
         torch.manual_seed(0)
@@ -65,6 +80,8 @@ class Distillation:
         named = {n: p for n, p in self.student.named_parameters() if p.requires_grad}
         self.names, self.computed = list(named), list(named.values())
         self.master = [torch.nn.Parameter(p.detach().float()) for p in self.computed]
+        if start is not None:
+            self._go_on_from(start)
         self.average = [p.detach().clone() for p in self.master]
         self.optimizer = torch.optim.AdamW(self.master, lr=RATE, betas=(0.9, 0.99), weight_decay=0)
         self.step, self.elapsed_s = 0, 0.0
@@ -108,10 +125,8 @@ class Distillation:
 
     def write_lora(self, out: Path) -> Path:
         """Write the averaged LoRA as diffusers and peft read it, in float16; returns the file."""
-        layers = {
-            name.replace(".default.", "."): weight.half().cpu()
-            for name, weight in zip(self.names, self.average, strict=True)
-        }
+        weights = [weight.half().cpu() for weight in self.average]
+        layers = dict(zip(self._names_in_file(), weights, strict=True))
         FluxPipeline.save_lora_weights(out, transformer_lora_layers=layers, weight_name=FILE)
         (out / FILE).chmod(0o644)  # it is written for its owner alone
         return out / FILE
@@ -130,6 +145,16 @@ class Distillation:
         path.with_suffix(".tmp").rename(path)
 
     @torch.no_grad()
+    def _go_on_from(self, start: Path) -> None:
+        """Take over what `write_lora` wrote; layers that the file does not have stay new."""
+        own = dict(zip(self._names_in_file(), self.master, strict=True))
+        for name, tensor in load_file(start).items():
+            own[name.removeprefix("transformer.")].copy_(tensor)
+
+    def _names_in_file(self) -> list[str]:
+        return [name.replace(".default.", ".") for name in self.names]
+
+    @torch.no_grad()
     def _load(self, state: dict[str, Any]) -> None:
         torch._foreach_copy_([*self.master], state["master"])
         self.average = state["average"]
@@ -146,9 +171,10 @@ def slope_loss(
 ) -> Tensor:
     """Error to the slopes of straight segments, at points on them.
 
-    Its root, not its square, is averaged over the segments, so that windows where the model errs
-    most do not outweigh the others (improved consistency training: Song and Dhariwal, arXiv
-    2310.14189, eq. 5, with c = 0).
+    A pseudo-Huber loss of every token's error, averaged: squared errors of windows where the model
+    errs most, and of tokens where two things meet, would outweigh the others, and fine texture
+    would be lost (after improved consistency training: Song and Dhariwal, arXiv 2310.14189,
+    eq. 5, which takes the error of whole pictures).
 
     Args:
         transformer: What is trained.
@@ -170,8 +196,8 @@ def slope_loss(
     guidance = torch.full_like(sigma, GUIDANCE_SCALE)
     predicted = velocity(transformer, tokens, sigma, guidance, text, pooled)
     error = predicted - (start - end) / length
-    root_mean_square: Tensor = torch.linalg.vector_norm(error, dim=(1, 2)) / error[0].numel() ** 0.5
-    return root_mean_square.mean()
+    loss: Tensor = (error.square().mean(2) + FLAT**2).sqrt().mean() - FLAT
+    return loss
 
 
 def train_lora(
@@ -181,6 +207,7 @@ def train_lora(
     seed: int,
     log: Log,
     on_checkpoint: Callable[[Distillation], None] = lambda _: None,
+    start: Path | None = None,
 ) -> Distillation:
     """Train until the time budget is spent, going on from the folder's checkpoint.
 
@@ -191,11 +218,12 @@ def train_lora(
         seed: Of what is drawn; a step's draws depend on its number alone.
         log: Called with figures every 20 steps, and at the end.
         on_checkpoint: Called after every checkpoint.
+        start: A LoRA's file to begin with, unless there is a checkpoint; default: a new LoRA.
 
     Returns:
         The finished training.
     """
-    training = Distillation(folder, budget_s, pipe.transformer)
+    training = Distillation(folder, budget_s, pipe.transformer, start)
     data, device = read_shards(folder), pipe.device
     losses: dict[str, list[float]] = defaultdict(list)
     saved_s = training.elapsed_s
@@ -235,7 +263,12 @@ def _draw_set(rng: np.random.Generator) -> str:
 
 
 def _draw(data: Segments, n: int, rng: np.random.Generator) -> tuple[Segments, Tensor]:
-    """Segments, and how far toward their start the inputs lie."""
-    index = torch.from_numpy(rng.integers(len(data.captions), size=n))
+    """Segments, and how far toward their start the inputs lie.
+
+    Long windows are drawn more often, by the root of their lengths: an error of the slope moves
+    the picture by its product with the length.
+    """
+    odds = (data.start_sigma - data.end_sigma).double().sqrt().numpy()
+    index = torch.from_numpy(rng.choice(len(data.captions), size=n, p=odds / odds.sum()))
     share = np.where(rng.random(n) < BORDER_SHARE, 1.0, rng.random(n))
     return data.pick(index), torch.from_numpy(share).float()

@@ -13,7 +13,7 @@ import torch
 from fresco.errors import FrescoError
 from fresco.output import make_directory
 from fresco.reference import load, parallel, trajectories
-from fresco.reference.distill import RANK, Distillation, train_lora
+from fresco.reference.distill import FILE, RANK, Distillation, train_lora
 from fresco.reference.log import Log, write_log
 from fresco.reference.provenance import provenance
 from fresco.reference.trajectories import write_shards
@@ -22,7 +22,7 @@ from fresco.weights import weights_digest
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
-TEACHER_SHARE = 0.35  # of the time budget
+TEACHER_SHARE = 0.25  # of the time budget
 SEED = 31  # series of captions and noise
 METHOD = "piecewise rectified flow (PeRFlow, arXiv 2405.07510) on the teacher's trajectories"
 MAX_BYTES = 4 * 2**20
@@ -39,6 +39,7 @@ def distill(
     device: torch.device,
     teacher: Path | None = None,
     seed: int = SEED,
+    start: Path | None = None,
 ) -> Path:
     """Draw the teacher's trajectories, train a LoRA on them, and write it with its provenance.
 
@@ -52,6 +53,7 @@ def distill(
         device: Where to train.
         teacher: A FluxPipeline directory; default: the one that ships.
         seed: Series of captions and noise.
+        start: A LoRA's directory to go on from, unless the run has begun; default: a new LoRA.
 
     Returns:
         The LoRA's directory.
@@ -74,7 +76,10 @@ def distill(
             log(figures)
 
     pipe = load(teacher).to(device)
-    facts = {"method": METHOD, "seed": seed, "teacher": _check_teacher(pipe, folder, seed)}
+    asked_of = _check_teacher(pipe, folder, seed)
+    facts: dict[str, Any] = {"method": METHOD, "seed": seed, "teacher": asked_of}
+    if start is not None:
+        facts["start"] = _check_start(start, asked_of["weights"])
     parallel.wait()
     numbers = itertools.count(parallel.rank(), parallel.world())
     budget_s = hours * 3600
@@ -85,11 +90,13 @@ def distill(
     def write_out(training: Distillation) -> None:
         training.write_lora(out)
         figures = _figures(folder, training) | {"trajectories_s": round(drawn_s, 1)}
-        made = provenance(_command(hours, seed, teacher), **facts, **figures)
+        command = _command(hours, seed, teacher, goes_on=start is not None)
+        made = provenance(command, **facts, **figures)
         (out / "provenance.json").write_text(json.dumps(made, indent=2) + "\n")
 
     training_s = (1 - TEACHER_SHARE) * budget_s
-    train_lora(pipe, folder, training_s, seed, log_both, write_out)
+    file = None if start is None else start / FILE
+    train_lora(pipe, folder, training_s, seed, log_both, write_out, file)
     parallel.stop()
     return out
 
@@ -112,11 +119,26 @@ def _check_teacher(pipe: FluxPipeline, folder: Path, seed: int) -> dict[str, Any
     return now
 
 
-def _command(hours: float, seed: int, teacher: Path | None) -> str:
+def _check_start(start: Path, weights: str) -> dict[str, Any]:
+    """The provenance of a LoRA to go on from; refuse one of another teacher."""
+    made: dict[str, Any] = json.loads((start / "provenance.json").read_text())
+    if made["teacher"]["weights"] != weights:
+        raise DistillError(
+            "distill(folder)",
+            f"a LoRA of the teacher {weights} to go on from",
+            f"one of {made['teacher']['weights']}",
+            "Begin a new one, without --from-shipped.",
+        )
+    return made
+
+
+def _command(hours: float, seed: int, teacher: Path | None, goes_on: bool) -> str:
     """What was run, for the provenance."""
     words = ["fresco reference distill", f"--hours {hours:g}", f"--seed {seed}"]
     if teacher is not None:
         words.append(f"--teacher {teacher.name}")
+    if goes_on:
+        words.append("--from-shipped")
     if parallel.world() > 1:
         words[0] = f"torchrun --nproc-per-node {parallel.world()} --no-python {words[0]}"
     return " ".join(words)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +39,11 @@ def _seconds_of_product(dtype: torch.dtype) -> float:
     return min(seconds[1:])
 
 
-def autocast(device: torch.device) -> torch.autocast:
+@contextmanager
+def autocast(device: torch.device) -> Iterator[None]:
     """Compute in `compute_dtype` what may be rounded."""
-    dtype = compute_dtype(device)
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16)
+    enabled = compute_dtype(device) is torch.bfloat16
+    with warnings.catch_warnings(), torch.autocast(device.type, torch.bfloat16, enabled=enabled):
+        # norms keep float32 weights under autocast, and say that they are slower so
+        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+        yield

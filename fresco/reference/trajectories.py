@@ -25,6 +25,7 @@ from fresco.noise import NoiseField
 from fresco.ports import find_adapter
 from fresco.reference import GUIDANCE_SCALE, MAX_TOKENS
 from fresco.reference.dataset import caption_of
+from fresco.reference.precision import autocast
 from fresco.reference.scenes import sample_scene
 from fresco.reference.transformer import pack
 from fresco.sigmas import shifted_sigmas
@@ -193,18 +194,19 @@ def _sample(
 
     if borders[-1] > 0:
         levels.append(borders[-1])  # a step that is not kept: the solver's last one ends at 0
-    pipe(
-        captions,
-        height=SIZE_PX,
-        width=SIZE_PX,
-        sigmas=[level / (shift - (shift - 1) * level) for level in levels],  # it shifts them
-        num_inference_steps=len(levels),
-        guidance_scale=GUIDANCE_SCALE,
-        latents=start.to(pipe.device),
-        max_sequence_length=MAX_TOKENS,
-        output_type="latent",
-        callback_on_step_end=keep,
-    )
+    with autocast(pipe.device):
+        pipe(
+            captions,
+            height=SIZE_PX,
+            width=SIZE_PX,
+            sigmas=[level / (shift - (shift - 1) * level) for level in levels],  # it shifts them
+            num_inference_steps=len(levels),
+            guidance_scale=GUIDANCE_SCALE,
+            latents=start.to(pipe.device),
+            max_sequence_length=MAX_TOKENS,
+            output_type="latent",
+            callback_on_step_end=keep,
+        )
     return states[: len(borders)]
 
 
