@@ -38,6 +38,7 @@ class Family:
         is_prompt_first: Whether a doubled batch begins with the prompt's half, and guidance
             adds to that.
         is_frames_first: Whether latents are [b, f, c, h, w].
+        is_picture_sized: Whether a picture that is asked with says how large the result is.
         missing: Components that are left out.
         parts: Makes components that cannot be left out.
     """
@@ -59,6 +60,7 @@ class Family:
     zoom: int = 1
     is_prompt_first: bool = False
     is_frames_first: bool = False
+    is_picture_sized: bool = False
     missing: tuple[str, ...] = ("vae", "text_encoder", "tokenizer")
     parts: Callable[[], dict[str, Any]] = dict
 
@@ -82,6 +84,9 @@ class Family:
         """Call the pipeline for latents."""
         asked = {"num_inference_steps": 6, "height": 64, "width": 96} | self.asked() | asked
         asked["height"], asked["width"] = (asked[side] * self.zoom for side in ("height", "width"))
+        if self.is_picture_sized:
+            height, width = asked.pop("height"), asked.pop("width")
+            asked["image"] = asked["image"].resize((width, height))
         asked.setdefault("generator", torch.Generator().manual_seed(asked.pop("seed", 0)))
         with warnings.catch_warnings():  # of Mochi's positions, on a CPU
             warnings.filterwarnings("ignore", "In CPU autocast", UserWarning)

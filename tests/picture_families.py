@@ -42,9 +42,13 @@ def _of_hunyuan_video(pipeline: str, frames: int = 3, still: int = 0, **config: 
     )
 
 
-def _wan() -> dict[str, Any]:
+def picture() -> PIL.Image.Image:
     pixels = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
-    return FAMILIES["wan"].asked() | {"image": PIL.Image.fromarray(pixels), "num_frames": 9}
+    return PIL.Image.fromarray(pixels)
+
+
+def _wan() -> dict[str, Any]:
+    return FAMILIES["wan"].asked() | {"image": picture(), "num_frames": 9}
 
 
 def _wan_parts() -> dict[str, Any]:

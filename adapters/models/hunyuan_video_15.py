@@ -14,6 +14,7 @@ from .strip import RopeAdapter
 from .video import VideoAdapter, rotate
 
 _N_BYT5, _N_PICTURE = 256, 729  # tokens beside the text's that every call of the pipeline has
+_ASPECT = (16, 9)  # of a plan from a picture; the run's is that of its picture
 
 
 @register_adapter
@@ -38,7 +39,7 @@ class HunyuanVideo15Adapter(RopeAdapter, VideoAdapter):
 
     def grid(self, pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:
         if height is None or width is None:
-            across, down = pipe.default_aspect_ratio
+            across, down = getattr(pipe, "default_aspect_ratio", _ASPECT)
             size = pipe.video_processor.calculate_default_height_width
             height, width = size(down, across, pipe.target_size)
         token_px = pipe.vae_scale_factor_spatial * self.patch_px
