@@ -6,7 +6,6 @@ import sys
 import pytest
 import torch
 import typer
-from typer.testing import CliRunner
 
 import fresco.cli
 import fresco.cli_parts
@@ -16,15 +15,8 @@ from fresco.quality import psnr_db
 from fresco.recipe import known_recipes
 from fresco.reference.dataset import make_example
 from fresco.reference.measured import Measured
+from tests.command import run
 from tests.reference_parts import assemble_untrained
-
-
-def run(*arguments, **environment):
-    environment = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"} | environment
-    result = CliRunner().invoke(fresco.cli.app, arguments, env=environment)
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 @pytest.fixture(autouse=True)

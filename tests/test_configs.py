@@ -16,8 +16,8 @@ from fresco.cost import weight_bytes
 from fresco.errors import ScheduleError
 from fresco.ports import find_adapter
 from fresco.sketch import known_models, load_model_config, model_like, sketch_model
+from tests.command import run
 from tests.families import FAMILIES
-from tests.test_cli import run
 from tests.test_mixed_runs import RUNS
 
 HALVES = {

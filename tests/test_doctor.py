@@ -12,8 +12,8 @@ from fresco.doctor import devices, installed, try_techniques
 from fresco.errors import AttachError
 from fresco.ports import adapters
 from fresco.techniques import techniques
+from tests.command import run
 from tests.conftest import traces
-from tests.test_cli import run
 
 
 def test_doctor_prints_and_writes_what_it_found(tmp_path, monkeypatch, tiny_flux_pipe):

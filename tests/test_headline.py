@@ -22,8 +22,8 @@ from fresco.reference.measured import Measured
 from fresco.reference.studies import StudyError
 from fresco.reference.trajectories import BORDERS
 from fresco.schedule import PlanRequest, make_plan
+from tests.command import run
 from tests.matrix import lora_weights
-from tests.test_cli import run
 
 FULL_S = 10.0  # of the loop of the full row, per picture
 CALL_S = 1.0  # of a call beyond its loop

@@ -14,8 +14,8 @@ from fresco.latency_bench import LatencyError
 from fresco.output import OutputError
 from fresco.planner import plan
 from fresco.sketch import SketchError, load_model_config
+from tests.command import run
 from tests.families import FAMILIES
-from tests.test_cli import run
 
 FLUX = {
     "in_channels": 16, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16,

@@ -27,8 +27,8 @@ from fresco.pictures import (
 from fresco.recipe import load_recipe
 from fresco.specimen import make_specimen
 from fresco.validation import Judge, pictures_record
+from tests.command import run
 from tests.reference_parts import assemble_untrained
-from tests.test_cli import run
 
 SIZE = ("--steps", "4", "--height", "64", "--width", "64")
 

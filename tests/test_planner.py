@@ -20,8 +20,8 @@ from fresco.memory import peak_bytes
 from fresco.planner import model_of
 from fresco.recipe import load_recipe
 from fresco.sketch import SketchError, known_models, load_model_config, sketch_model
+from tests.command import run
 from tests.conftest import FRESCO_5, draw_latents, traces
-from tests.test_cli import run
 from tests.test_families import MIXED
 
 

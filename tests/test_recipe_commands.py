@@ -18,8 +18,8 @@ from fresco.specimen import make_specimen
 from fresco.techniques import techniques
 from fresco.validation import check_mechanics, shortfalls
 from fresco.weights import weights_digest
+from tests.command import run
 from tests.conftest import draw_latents
-from tests.test_cli import run
 
 RECORD = {
     "date": "2026-01-31",

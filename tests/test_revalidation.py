@@ -11,7 +11,7 @@ import typer
 from fresco.recipe import known_recipes, load_recipe
 from fresco.reference.dataset import held_out_captions
 from tests import write_records
-from tests.test_cli import run
+from tests.command import run
 
 
 def test_a_reference_recipe_still_meets_what_it_expects(tmp_path):

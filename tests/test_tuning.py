@@ -15,8 +15,8 @@ from fresco.errors import RecipeError
 from fresco.pictures import PictureRequest
 from fresco.recipe import load_recipe
 from fresco.tuning import Found, Goal, Plain, best_of, pareto, pick_candidates
+from tests.command import run
 from tests.reference_parts import assemble_untrained
-from tests.test_cli import run
 
 PICTURE = PictureRequest("reference", None, "", 0, 8, None, 64, 64)
 

@@ -19,9 +19,9 @@ from fresco.recipe_file import write_record
 from fresco.record import RecordConfig
 from fresco.specimen import make_specimen
 from fresco.validation import check_mechanics, find_judge, pictures_record, shortfalls
+from tests.command import run
 from tests.conftest import traces
 from tests.reference_parts import assemble_untrained
-from tests.test_cli import run
 
 RECIPE = """# A recipe of a test.
 #   fresco validate reference_mine.yaml

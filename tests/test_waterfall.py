@@ -14,8 +14,8 @@ from fresco.recipe import load_recipe
 from fresco.reference import bench, waterfall
 from fresco.reference.studies import StudyError
 from fresco.reference.waterfall import StackTable, run_stack_table
+from tests.command import run
 from tests.conftest import FRESCO_5
-from tests.test_cli import run
 
 EAGER = {"kind": "compile", "backend": "eager"}
 FIGURES = {"loop_s", "speedup", "gain", "psnr_db", "ssim", "judge", "scene", "notes"}
