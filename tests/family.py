@@ -111,3 +111,10 @@ def guided(
         **{name: each for name, each in masks.items() if each is not None},
         **more,
     }
+
+
+def repeated(asked: dict[str, Any]) -> dict[str, Any]:
+    """The same call for two pictures."""
+    lists = {key: 2 * value for key, value in asked.items() if isinstance(value, list)}
+    tensors = {k: torch.cat((v, v)) for k, v in asked.items() if isinstance(v, torch.Tensor)}
+    return asked | lists | tensors

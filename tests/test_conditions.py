@@ -15,7 +15,7 @@ from fresco.ports import find_adapter
 from tests.conftest import draw_latents, traces
 from tests.families import FAMILIES
 from tests.family import noise
-from tests.test_families import ALL_FINE, MIXED, STAGED
+from tests.staged import ALL_FINE, MIXED, STAGED
 
 HALF = torch.zeros(1, 1, 64, 96)
 HALF[..., 48:] = 1  # the right half is painted

@@ -14,9 +14,9 @@ from fresco.layout import TokenLayout
 from fresco.transfer import average_tokens
 from tests.conftest import make_flux_pipe, traces
 from tests.families import FAMILIES
+from tests.staged import ALL_FINE, MIXED, STAGED
 from tests.started import PICTURE, make_sd3
 from tests.strategies import layouts
-from tests.test_families import ALL_FINE, MIXED, STAGED
 
 RESIDUALS = {
     "flux": ("controlnet_block_samples", "controlnet_single_block_samples"),

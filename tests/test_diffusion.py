@@ -23,8 +23,8 @@ from fresco.target import Target
 from fresco.transfer import prolong, restrict
 from tests.conftest import traces
 from tests.families import FAMILIES
+from tests.staged import ALL_FINE, STAGED
 from tests.strategies import SEEDS, field_for, layouts, normal, recipes
-from tests.test_families import ALL_FINE, STAGED
 
 KINDS = {
     "epsilon": (diffusers.DDIMScheduler, FAMILIES["pixart"].scheduler),

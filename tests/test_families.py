@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import re
 
 import pytest
@@ -15,28 +13,10 @@ from fresco.layout import TokenLayout
 from fresco.lift import draw_clean
 from fresco.transfer import cut_patches
 from tests.conftest import traces
-from tests.families import FAMILIES
-
-STAGED = {
-    "schema": 1,
-    "model": "any",
-    "baseline": {"steps": 6, "height": 64, "width": 96},
-    "stages": [
-        {"cell": 4, "steps": 2, "until_sigma": 0.7},
-        {"cell": 2, "steps": 3, "until_sigma": 0.4, "lift": {"form": "latent"}},
-        {"cell": 1, "steps": 2, "lift": {"form": "clean", "to_sigma": 0.6}},
-    ],
-}
-ALL_FINE = {**STAGED, "stages": [{"cell": 1, "steps": 6}]}
-MIXED = {
-    **STAGED,
-    "stages": [
-        {"cell": 2, "steps": 2, "until_sigma": 0.6},
-        {"cell": "mixed", "steps": 2, "until_sigma": 0.3,
-         "promote": {"score": "edges", "budget": 0.4}},
-        {"cell": 1, "steps": 2},
-    ],
-}  # fmt: skip
+from tests.families import FAMILIES, MIXING
+from tests.family import repeated
+from tests.staged import ALL_FINE, MIXED, STAGED
+from tests.watch import Watch, coefficients, guided, parts
 
 
 @pytest.fixture(params=FAMILIES)
@@ -60,79 +40,6 @@ def test_identity_recipes_and_restore_leave_no_trace(family, pipe):
         family.draw(pipe)
     assert traces(pipe) == before
     assert family.draw(pipe).equal(plain)
-
-
-CALLED = (("hidden_states", "x"), ("timestep", "t"))  # what families call the two
-
-
-def stack(latents):
-    """A list of [c, 1, h, w] as [b, c, h, w]; tensors as they are."""
-    return torch.stack(latents).squeeze(2) if isinstance(latents, list) else latents
-
-
-def repeated(asked):
-    """The same call for two pictures."""
-    lists = {key: 2 * value for key, value in asked.items() if isinstance(value, list)}
-    tensors = {k: torch.cat((v, v)) for k, v in asked.items() if isinstance(v, torch.Tensor)}
-    return asked | lists | tensors
-
-
-class Watch:
-    """What the transformer sees and says, of every pass."""
-
-    def __init__(self, pipe, is_frames_first=False):
-        self.seen, self.said, self.times = [], [], []
-        forward = pipe.transformer.forward
-        names = list(inspect.signature(forward).parameters)
-
-        @functools.wraps(forward)
-        def spied(*args, **kwargs):
-            call = dict(zip(names, args, strict=False)) | kwargs
-            output = forward(*args, **kwargs)
-            latents, time = (call[a] if a in call else call[b] for a, b in CALLED)
-            seen, said = stack(latents), stack(output[0])
-            if is_frames_first:
-                seen, said = seen.transpose(1, 2), said.transpose(1, 2)
-            self.seen.append(seen.clone())
-            self.times.append(float(time.flatten()[0]))
-            self.said.append(said.clone())
-            return output
-
-        pipe.transformer.forward = spied
-
-
-def guided(family, said):
-    """One step's prediction, guided as the pipeline does."""
-    doubled = family.asked().get("guidance_scale") and family.passes == 1
-    if family.is_prompt_first:
-        given, without = said[0].chunk(2)
-        return -(given + family.asked()["guidance_scale"] * (given - without))
-    if doubled:
-        without, given = said[0].chunk(2)
-    elif family.passes == 2:
-        given, without = said
-    else:
-        return said[0]
-    prediction = without + family.asked()["guidance_scale"] * (given - without)
-    return -prediction if family.is_negated else prediction
-
-
-def coefficients(family, scheduler, time):
-    """Signal and noise in latents at a time, in steps of the scheduler or as `clock` says."""
-    if family.prediction == "flow":
-        sigma = (time, time / 1000, 1 - time, 1 - time / 1000)[family.clock]
-        return 1 - sigma, sigma
-    kept = float(scheduler.alphas_cumprod[int(time)])
-    return kept**0.5, (1 - kept) ** 0.5
-
-
-def parts(family, x, said, signal, noise):
-    """Clean latents and noise, out of latents and what is predicted for them."""
-    if family.prediction == "flow":
-        return x - noise * said, x + signal * said
-    if family.prediction == "epsilon":
-        return (x - noise * said) / signal, said
-    return signal * x - noise * said, noise * x + signal * said
 
 
 def test_coarse_steps_are_those_of_the_coarse_model(family, pipe):
@@ -262,9 +169,6 @@ def test_mixed_stages_run_or_are_refused_with_the_reason(family, pipe):
     with pytest.raises(errors.RecipeError, match=r"only whole-grid stages with .*Adapter"):
         fresco.accelerate(pipe, MIXED)
     assert traces(pipe) == before
-
-
-MIXING = [name for name, family in FAMILIES.items() if family.mixes]
 
 
 @pytest.mark.parametrize("name", MIXING)

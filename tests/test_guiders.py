@@ -12,7 +12,7 @@ from tests import test_families as of_all
 from tests.conftest import traces
 from tests.families import FAMILIES
 from tests.family import noise
-from tests.test_families import ALL_FINE, MIXED, STAGED
+from tests.staged import ALL_FINE, MIXED, STAGED
 
 OWN = FAMILIES["hunyuan_video_15"]
 GUIDERS = {

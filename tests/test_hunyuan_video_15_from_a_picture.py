@@ -16,7 +16,8 @@ import fresco
 from tests import test_families as of_all
 from tests.families import FAMILIES
 from tests.picture_families import picture
-from tests.test_families import MIXED, STAGED, Watch
+from tests.staged import MIXED, STAGED
+from tests.watch import Watch
 
 PLAIN = FAMILIES["hunyuan_video_15"]
 

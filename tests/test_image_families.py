@@ -19,8 +19,9 @@ from fresco.ports import find_adapter
 from fresco.transfer import cut_patches
 from fresco.wraps import call_by_name
 from tests.conftest import traces
-from tests.families import FAMILIES
-from tests.test_families import MIXED, MIXING, STAGED, repeated
+from tests.families import FAMILIES, MIXING
+from tests.family import repeated
+from tests.staged import MIXED, STAGED
 
 
 def record_call(family, pipe):

@@ -14,6 +14,7 @@ from tests import test_families as of_all
 from tests.conftest import traces
 from tests.families import FAMILIES
 from tests.family import noise
+from tests.staged import ALL_FINE, MIXED, STAGED
 
 
 def _asked() -> dict[str, Any]:
@@ -46,7 +47,7 @@ def name(monkeypatch):
     return "klein"
 
 
-@pytest.mark.parametrize("raw", [of_all.STAGED, of_all.MIXED])
+@pytest.mark.parametrize("raw", [STAGED, MIXED])
 def test_reference_pictures_keep_their_tokens(raw):
     picture = Image.new("RGB", (64, 64), "red")
     seen = []
@@ -67,7 +68,7 @@ def test_reference_pictures_keep_their_tokens(raw):
     assert report.n_given_tokens == n_given > 0
     assert seen[::2] == [(step.tokens + n_given,) * 2 for step in report.steps]  # two passes each
     assert traces(pipe) == before
-    with fresco.accelerate(pipe, of_all.ALL_FINE):
+    with fresco.accelerate(pipe, ALL_FINE):
         assert KLEIN.draw(pipe, image=picture).equal(plain)
 
 

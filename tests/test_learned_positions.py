@@ -19,7 +19,7 @@ from tests.families import FAMILIES
 from tests.family import noise
 from tests.matrix_run import enable
 from tests.picture_families import FROM_PICTURES, LEARNED
-from tests.test_families import MIXED, STAGED
+from tests.staged import MIXED, STAGED
 from tests.test_mixed_videos import SIDES
 
 

@@ -14,8 +14,8 @@ from fresco.layout import TokenLayout
 from fresco.ports import find_adapter
 from tests.conftest import traces
 from tests.families import FAMILIES
-from tests.family import noise
-from tests.test_families import ALL_FINE, MIXED, STAGED, repeated
+from tests.family import noise, repeated
+from tests.staged import ALL_FINE, MIXED, STAGED
 
 FAMILY = FAMILIES["ltx2"]
 ALL_GUIDANCE = {  # as the pipeline does by default: three calls of a step

@@ -15,10 +15,10 @@ from fresco.ports import find_adapter
 from fresco.transfer import cut_patches, restrict
 from fresco.wraps import call_by_name
 from tests.conftest import traces
-from tests.families import FAMILIES
-from tests.family import noise
+from tests.families import FAMILIES, MIXING
+from tests.family import noise, repeated
 from tests.picture_families import FROM_PICTURES
-from tests.test_families import MIXED, MIXING, repeated
+from tests.staged import MIXED
 from tests.test_image_families import record_call
 
 VIDEOS = [name for name in MIXING if FAMILIES[name].frames > 1]

@@ -22,7 +22,7 @@ from fresco.recipe import load_recipe
 from fresco.sketch import SketchError, known_models, load_model_config, sketch_model
 from tests.command import run
 from tests.conftest import FRESCO_5, draw_latents, traces
-from tests.test_families import MIXED
+from tests.staged import MIXED
 
 
 def test_flux1_dev_costs_what_the_literature_says():

@@ -13,6 +13,7 @@ from fresco import errors
 from fresco.transfer import join_patches
 from tests.conftest import traces
 from tests.families import FAMILIES
+from tests.staged import ALL_FINE, MIXED, STAGED
 from tests.started import (
     KINDS,
     PICTURE,
@@ -20,7 +21,6 @@ from tests.started import (
     pooled,
     seen_grid,
 )
-from tests.test_families import ALL_FINE, MIXED, STAGED
 
 
 @pytest.fixture(params=KINDS)

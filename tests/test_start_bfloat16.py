@@ -10,8 +10,8 @@ import torch
 import fresco
 from tests.conftest import traces
 from tests.families import FAMILIES
+from tests.staged import ALL_FINE, MIXED, STAGED
 from tests.started import KINDS, Started, pooled, seen_grid
-from tests.test_families import ALL_FINE, MIXED, STAGED
 
 ROUNDING = 2**-8  # of bfloat16, relative; what is seen is a sum of two such numbers
 

@@ -15,7 +15,7 @@ from fresco.techniques import TechniqueConfig
 from tests.conftest import traces
 from tests.families import FAMILIES
 from tests.matrix import FORCED, lora_weights
-from tests.test_families import MIXED, STAGED
+from tests.staged import MIXED, STAGED
 
 BOUNDARY = 0.79
 PLAIN = {"schema": 1, "model": "any"}

@@ -24,7 +24,8 @@ from fresco.transfer import cut_patches
 from tests.conftest import traces
 from tests.families import FAMILIES
 from tests.family import noise
-from tests.test_families import ALL_FINE, MIXED, STAGED, Watch
+from tests.staged import ALL_FINE, MIXED, STAGED
+from tests.watch import Watch
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 SCHEDULERS = {

@@ -20,8 +20,9 @@ from tests.conftest import traces
 from tests.families import FAMILIES
 from tests.matrix import FORCED
 from tests.picture_families import FROM_PICTURES
-from tests.test_families import ALL_FINE, MIXED, STAGED, Watch
+from tests.staged import ALL_FINE, MIXED, STAGED
 from tests.test_mixed_videos import SIDES, angles
+from tests.watch import Watch
 
 STILL = ("token_replace", "wan_ti2v")  # whose first frame keeps its tokens
 CHANNELS = tuple(name for name in FROM_PICTURES if name not in STILL)

@@ -14,8 +14,8 @@ import fresco
 from fresco.errors import FrescoError, FrescoWarning, RecipeError
 from tests.families import FAMILIES
 from tests.matrix import FORCED, lora_weights
+from tests.staged import MIXED, STAGED
 from tests.started import KINDS, Started
-from tests.test_families import MIXED, STAGED
 
 PAGE = Path(__file__).parents[1] / "docs/reference/models.md"
 INTRODUCTION = """\
