@@ -14,7 +14,7 @@ import torch
 from fresco.techniques import conflict_reasons, techniques
 from tests.conftest import FRESCO_5, make_flux_pipe
 from tests.covering import covering_rows
-from tests.test_mixed_runs import MIXED
+from tests.mixed import MIXED
 
 RESOLUTIONS = {"none": {"schema": 1, "model": "any"}, "whole": FRESCO_5, "mixed": MIXED}
 FORCED = {  # reuse wherever the method may

@@ -11,8 +11,8 @@ import torch
 import fresco
 from fresco import errors
 from tests.conftest import draw_latents, traces
+from tests.mixed import MIXED
 from tests.stacks import counts, run, with_stack
-from tests.test_mixed_runs import MIXED
 
 N_CLASSES = 2  # of blocks: double and single
 

@@ -18,7 +18,7 @@ from fresco.ports import find_adapter
 from fresco.sketch import known_models, load_model_config, model_like, sketch_model
 from tests.command import run
 from tests.families import FAMILIES
-from tests.test_mixed_runs import RUNS
+from tests.mixed import RUNS
 
 HALVES = {
     "schema": 1,

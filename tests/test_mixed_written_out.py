@@ -15,9 +15,10 @@ from fresco.noise import NoiseField
 from fresco.ports import find_adapter
 from fresco.promotion import promote
 from fresco.score import SCORES, Evidence
+from fresco.transfer import restrict
 from tests.conftest import draw_latents
+from tests.mixed import MIXED, RUNS, varied
 from tests.slow import slow_interpolate, slow_positions, slow_prolong, slow_restrict
-from tests.test_mixed_runs import RUNS, varied
 
 SIZES = [(64, 64), (72, 40)]
 RISING = [0, 0.1, 0.2, 0.3, 0.5, 0.5]
@@ -198,3 +199,69 @@ def test_positions_are_told_in_float32_to_a_transformer_in_half_precision(tiny_f
     ids = adapter.embed(call, tokens, layout, positions)["img_ids"]
     assert ids.dtype == torch.float32
     assert ids[:, 1:].equal(positions)  # 598.5 is 600 in bfloat16
+
+
+def test_the_transformer_sees_the_tokens_of_the_layout(tiny_flux_pipe):
+    """Slow and obvious: one token at a time, from the latents before the call."""
+    calls, latents = [], []
+    tiny_flux_pipe.transformer.register_forward_pre_hook(
+        lambda _m, _a, kwargs: latents.append(kwargs), with_kwargs=True
+    )
+    with fresco.accelerate(tiny_flux_pipe, MIXED) as accelerated:
+        tiny_flux_pipe.transformer.register_forward_pre_hook(
+            lambda _m, _a, kwargs: calls.append((kwargs, accelerated._middleware.last.mixed)),
+            with_kwargs=True,
+        )
+        draw_latents(tiny_flux_pipe)
+        run = accelerated._middleware.last
+        plan = run.plan
+    checked = 0
+    for step, given, (seen, mixed) in zip(plan.steps, latents, calls, strict=True):
+        if step.promotion is None:
+            continue
+        (layout,) = mixed
+        carrier = accelerated._middleware.adapter.read(given, run.fine)
+        tokens = restrict(carrier, run.noise, step.sigma, layout)
+        for n, ((row, column), side) in enumerate(
+            zip(layout.token_starts.tolist(), layout.token_sides.tolist(), strict=True)
+        ):
+            centre = [0.0, row + (side - 1) / 2, column + (side - 1) / 2]
+            assert seen["img_ids"][n].tolist() == centre
+            assert seen["hidden_states"][0, n].equal(tokens[0, n].flatten())
+            checked += 1
+    assert checked > 60
+
+
+@pytest.mark.parametrize("is_joint", [False, True], ids=["double", "single"])
+def test_coarse_queries_attend_at_their_own_stride(tiny_flux_pipe, is_joint):
+    """Slow and obvious: the attention of the seen tokens alone, at positions in cells."""
+    transformer, n_text = tiny_flux_pipe.transformer, 3
+    blocks = transformer.single_transformer_blocks if is_joint else transformer.transformer_blocks
+    attn = blocks[0].attn
+    layout = TokenLayout(torch.tensor([[2, 2, 1, 1], [2, 2, 1, 1]]))
+    draw = torch.Generator().manual_seed(0)
+    image, text = torch.randn(1, 5, 32, generator=draw), torch.randn(1, n_text, 32, generator=draw)
+
+    def attend(image, positions):
+        ids = torch.cat((torch.zeros(n_text + len(positions), 1), torch.cat(
+            (torch.zeros(n_text, 2), torch.tensor(positions)))), dim=1)  # fmt: skip
+        rotary = transformer.pos_embed(ids)
+        if is_joint:
+            joint = torch.cat((text, image), dim=1)
+            both = attn(hidden_states=joint, image_rotary_emb=rotary)
+            return both[:, n_text:], both[:, :n_text]
+        given = {"hidden_states": image, "encoder_hidden_states": text}
+        return attn(**given, image_rotary_emb=rotary)
+
+    positions = layout.positions("phase").tolist()
+    with torch.no_grad():
+        plain, plain_text = attend(image, positions)
+        small, _ = attend(image[:, [0, 1]], [[0.0, 0.0], [0.0, 1.0]])  # the upper left one of four
+        strides = Strides(transformer)
+        strides.aim({"img_ids": torch.zeros(5, 3), "txt_ids": torch.zeros(n_text, 3)}, layout)
+        seen, seen_text = attend(image, positions)
+        strides.remove()
+    torch.testing.assert_close(seen[:, 0], small[:, 0])
+    assert not torch.isclose(seen[:, 0], plain[:, 0]).all()
+    assert seen[:, 1:].equal(plain[:, 1:])
+    assert seen_text.equal(plain_text)

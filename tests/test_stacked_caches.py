@@ -11,8 +11,8 @@ import fresco
 from fresco import errors
 from tests.conftest import draw_latents
 from tests.matrix import RESOLUTIONS
+from tests.mixed import MIXED
 from tests.stacks import FORCED, NEVER, cache, check_idle, check_reused, counts, run, with_stack
-from tests.test_mixed_runs import MIXED
 
 
 @pytest.mark.parametrize("resolution", RESOLUTIONS)
