@@ -2,47 +2,24 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 import pytest
 import torch
-from diffusers import FirstBlockCacheConfig
 
 import fresco
-from fresco import errors, techniques
 from fresco.calls import AbstractListener
-from fresco.techniques import TechniqueConfig
 from tests.conftest import traces
 from tests.families import FAMILIES
-from tests.matrix import FORCED, lora_weights
 from tests.staged import MIXED, STAGED
-
-BOUNDARY = 0.79
-PLAIN = {"schema": 1, "model": "any"}
-MAGCACHE = FORCED["magcache"] | {"ratios": (1.0, 1.0)}  # they are calibrated per model
-FOR_WAN = {name: each for name, each in FORCED.items() if name != "taylorseer"}
-CACHES = {
-    name: {"kind": "cache", "method": name, **settings}
-    for name, settings in (FOR_WAN | {"magcache": MAGCACHE}).items()
-    if name != "cache_dit"
-} | {"cache_dit": {"kind": "cache_dit", **FORCED["cache_dit"]}}
-QUANTIZE = {"kind": "quantize", "form": "int8_weight_only"}
-COMPILE = {"kind": "compile", "backend": "eager", "dynamic": False}
-
-
-def make_two(seed=None):
-    """Wan 2.2 of two transformers; of the same weights unless there is a seed."""
-    family = FAMILIES["wan"]
-    first, second = family.make(), family.make().transformer
-    if seed is not None:
-        torch.manual_seed(seed)
-        for weight in second.parameters():
-            torch.nn.init.normal_(weight, std=0.1)
-    parts = {**first.components, "transformer_2": second}
-    pipe = type(first)(**parts, boundary_ratio=BOUNDARY)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
+from tests.two_transformers import (
+    BOUNDARY,
+    CACHES,
+    COMPILE,
+    PLAIN,
+    QUANTIZE,
+    draw,
+    left_as_they_were,
+    make_two,
+)
 
 LIFTED = {
     **MIXED,
@@ -52,6 +29,12 @@ LIFTED = {
         MIXED["stages"][2],
     ],
 }
+
+
+@pytest.fixture
+def two():
+    with left_as_they_were() as pipe:
+        yield pipe
 
 
 @pytest.mark.parametrize("raw", [STAGED, MIXED, LIFTED])
@@ -91,39 +74,6 @@ def test_the_timestep_says_which_of_two_transformers_sees_the_tokens_also_after_
     assert order[:5] == [True, True, False, True, False]  # the lift goes back to the first
     assert (traces(pipe), traces(other)) == before
     assert family.draw(pipe).equal(plain)
-
-
-def test_an_exchanged_second_transformer_is_refused():
-    pipe = make_two()
-    with fresco.accelerate(pipe, STAGED):
-        pipe.transformer_2 = FAMILIES["wan"].make().transformer
-        with pytest.raises(errors.RunError, match="expected the transformer that was accelerated"):
-            FAMILIES["wan"].draw(pipe)
-
-
-def draw(pipe):
-    """Seven steps above the boundary and five below, by the pipeline's own schedule."""
-    return FAMILIES["wan"].draw(pipe, num_inference_steps=12)
-
-
-def state(pipe):
-    """Everything that a stack could leave behind on both transformers."""
-    both = (pipe.transformer, pipe.transformer_2)
-    swapped = type(pipe)(**{**pipe.components, "transformer": pipe.transformer_2})
-    modules = [{name: id(module) for name, module in each.named_modules()} for each in both]
-    own = [sorted(vars(module)) for each in both for module in each.modules()]
-    return traces(pipe), traces(swapped), modules, own
-
-
-@pytest.fixture
-def two():
-    """Two transformers of other weights; after the test they must be as they were."""
-    torch._dynamo.reset()
-    pipe = make_two(seed=1)
-    plain, before = draw(pipe), state(pipe)
-    yield pipe
-    assert state(pipe) == before
-    assert draw(pipe).equal(plain)
 
 
 def attachments(accelerated):
@@ -224,42 +174,6 @@ def test_a_whole_stack_on_both_comes_off_again(two):
         assert kinds == ["quantize", "resolution", "cache"]
 
 
-def _cache_second(pipe):
-    pipe.transformer_2.enable_cache(FirstBlockCacheConfig())
-    return pipe.transformer_2.disable_cache
-
-
-def _compile_second(pipe):
-    pipe.transformer_2.compile(backend="eager")
-    return lambda: vars(pipe.transformer_2).pop("_compiled_call_impl")
-
-
-def _hook_second(pipe):
-    linear = pipe.transformer_2.blocks[1].attn1.to_q
-    linear.forward = linear.forward
-    return lambda: vars(linear).pop("forward")
-
-
-@pytest.mark.parametrize(
-    ("spoil", "entry", "match"),
-    [
-        (_cache_second, CACHES["first_block"], r"cache.attach\(pipe\): .*got one with a cache"),
-        (_compile_second, COMPILE, "got one that is compiled already"),
-        (_hook_second, QUANTIZE, "got 1 with, as leaf-level offload puts them"),
-    ],
-    ids=["cache", "compile", "quantize"],
-)
-def test_where_the_second_refuses_nothing_stays_on_the_first(spoil, entry, match):
-    pipe = make_two(seed=1)
-    mend = spoil(pipe)
-    before = state(pipe)
-    with pytest.raises(errors.AttachError, match=match):
-        fresco.accelerate(pipe, {**PLAIN, "stack": [entry]})
-    assert state(pipe) == before
-    mend()
-    fresco.accelerate(pipe, {**PLAIN, "stack": [entry]}).restore()
-
-
 def test_a_run_that_dies_in_the_second_leaves_the_next_one_right(two):
     def die(*_):
         raise ValueError("on purpose")
@@ -273,58 +187,6 @@ def test_a_run_that_dies_in_the_second_leaves_the_next_one_right(two):
         ):
             draw(two)
         assert draw(two).equal(expected)
-
-
-def test_the_second_is_not_cached_by_hand_meanwhile(two):
-    with (
-        fresco.accelerate(two, STAGED),
-        pytest.raises(errors.AttachError, match=r"transformer.enable_cache\(\)"),
-    ):
-        two.transformer_2.enable_cache(FirstBlockCacheConfig())
-
-
-def test_stages_refuse_a_second_that_others_cache():
-    pipe = make_two()
-    pipe.transformer_2.enable_cache(FirstBlockCacheConfig())
-    with pytest.raises(errors.AttachError, match="got one with FirstBlockCacheConfig"):
-        fresco.accelerate(pipe, STAGED)
-
-
-@pytest.mark.parametrize("name", ["transformer", "transformer_2"])
-def test_a_second_that_is_accelerated_already_is_refused_in_either_place(two, name):
-    others = {**FAMILIES["wan"].make().components, name: two.transformer_2}
-    other = type(two)(**others, boundary_ratio=BOUNDARY)
-    with (
-        fresco.accelerate(two, STAGED),
-        pytest.raises(errors.AttachError, match="whose transformer already has fresco"),
-    ):
-        fresco.accelerate(other, STAGED)
-
-
-class Pointed(TechniqueConfig):
-    """Of others, who know nothing of a second transformer."""
-
-    kind: Literal["pointed"] = "pointed"
-    phase: ClassVar = "weights"
-    touches: ClassVar = "the first"
-
-    def attach(self, pipe):
-        raise AssertionError(pipe)
-
-
-def test_what_acts_on_one_transformer_is_refused_with_the_reason(two, monkeypatch):
-    monkeypatch.setattr(techniques, "_TECHNIQUES", dict(techniques.techniques()))
-    techniques.register_technique(Pointed)
-    stacks = {
-        "got 2 in WanPipeline: each has a LoRA of its own": {
-            "kind": "lora",
-            "state_dict": lora_weights(two),
-        },
-        "got 2 in WanPipeline: it attaches to the first": {"kind": "pointed"},
-    }
-    for match, entry in stacks.items():
-        with pytest.raises(errors.AttachError, match=match):
-            fresco.accelerate(two, {**STAGED, "stack": [QUANTIZE, entry]})
 
 
 def test_what_is_asked_of_a_stack_is_asked_of_both(monkeypatch):
