@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from itertools import pairwise
 
 import diffusers
@@ -21,9 +20,8 @@ from fresco.schedule import Plan, PlanRequest, Step, make_plan
 from fresco.sigmas import own_sigmas
 from fresco.target import Target
 from fresco.transfer import prolong, restrict
-from tests.conftest import traces
 from tests.families import FAMILIES
-from tests.staged import ALL_FINE, STAGED
+from tests.staged import STAGED
 from tests.strategies import SEEDS, field_for, layouts, normal, recipes
 
 KINDS = {
@@ -239,47 +237,6 @@ def test_sigmas_of_schedulers_are_told_as_a_flow_s():
     times = schedulers[0].timesteps.tolist()
     expected = [Levels.of(schedulers[0]).sigmas[time] for time in times]
     assert told[0][:-1] == pytest.approx(expected, abs=1e-4)
-
-
-REFUSED = {
-    ("pixart", "DPMSolverMultistepScheduler"): r"DPMS.*, which extrapolates from the last step",
-    ("pixart", "FlowMatchEulerDiscreteScheduler"): r"\(DDIMScheduler\), got FlowMatchEuler",
-    ("pixart", "DDIMScheduler"): r"got clip_sample=True, which cuts off clean latents",
-    ("cogvideox", "CogVideoXDPMScheduler"): r"CogVideoXDPM.*, which draws fresh noise",
-    ("cogvideox", "DDIMScheduler"): r"\(CogVideoXDDIMScheduler\), got DDIMScheduler",
-    ("cogvideox", "CogVideoXDDIMScheduler"): r"='v_prediction'.*got prediction_type='epsilon'",
-}
-
-
-@pytest.mark.parametrize(("name", "scheduler"), REFUSED)
-@pytest.mark.parametrize("raw", [STAGED, ALL_FINE])
-def test_schedulers_are_refused_with_the_reason_and_the_fix(name, scheduler, raw):
-    pipe = FAMILIES[name].make()
-    own = {"prediction_type": "v_prediction"} if scheduler == "CogVideoXDPMScheduler" else {}
-    pipe.scheduler = getattr(diffusers, scheduler)(**own)
-    before = traces(pipe)
-    with pytest.raises(errors.ScheduleError, match=REFUSED[name, scheduler]) as caught:
-        fresco.accelerate(pipe, raw)
-    assert traces(pipe) == before
-    if fix := re.search(r"pipe\.scheduler = \w+\.from_config\([^)]*\)", caught.value.fix):
-        exec(fix[0], {"pipe": pipe, **vars(diffusers)})  # as a user does what it says
-        fresco.accelerate(pipe, raw).restore()
-    assert bool(fix) == ("which" in str(caught.value))
-
-
-@pytest.mark.parametrize(
-    ("config", "match"),
-    [
-        ({"thresholding": True}, "got thresholding=True"),
-        ({"rescale_betas_zero_snr": True}, "expected some signal .*rescale_betas_zero_snr=True"),
-        ({"prediction_type": "v_prediction"}, "='epsilon'.*got prediction_type='v_prediction'"),
-    ],
-)
-def test_settings_of_ddim_that_bend_its_steps_are_refused(config, match):
-    pipe = FAMILIES["pixart"].make()
-    pipe.scheduler = diffusers.DDIMScheduler(**{**FAMILIES["pixart"].scheduler, **config})
-    with pytest.raises(errors.ScheduleError, match=match):
-        fresco.accelerate(pipe, STAGED)
 
 
 @pytest.mark.parametrize("name", ["pixart", "cogvideox"])
