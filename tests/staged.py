@@ -1,4 +1,4 @@
-"""Recipes with stages that every model family is tested with."""
+"""Recipes with stages for models of any family."""
 
 from __future__ import annotations
 
@@ -22,3 +22,9 @@ MIXED = {
         {"cell": 1, "steps": 2},
     ],
 }  # fmt: skip
+HALVES = {  # one coarse step, one fine
+    "schema": 1,
+    "model": "any",
+    "baseline": {"steps": 2},
+    "stages": [{"cell": 2, "steps": 1, "until_sigma": 0.5}, {"cell": 1, "steps": 1}],
+}
