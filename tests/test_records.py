@@ -40,3 +40,12 @@ def test_a_reference_recipe_that_can_run_has_a_record_of_the_weights_that_ship(n
     assert record.noise_floor.how in {"bfloat16 autocast", "torch.compile"}
     measured = (record.speedup_interval, record.ssim, record.judge, record.is_within_noise)
     assert None not in measured
+
+
+def test_pictures_of_the_reference_model_are_of_the_weights_that_ship():
+    """A record of other weights is stale: `python -m tests.write_records reference`."""
+    shipped = weights_digest(fresco.reference.load())[:16]
+    measured = [(name, record.weights) for name in known_recipes()
+                for record in load_recipe(name).validated
+                if "pictures" in record.covers and record.model == "reference"]  # fmt: skip
+    assert [name for name, weights in measured if weights != shipped] == []
