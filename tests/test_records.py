@@ -1,13 +1,18 @@
-"""Every reference recipe that can run carries a fresh record: `python -m tests.write_records`."""
+"""Records of validations: their bounds, their place in a recipe, those of the weights that ship."""
 
 from __future__ import annotations
 
 import pytest
+import yaml
 
 import fresco.reference
-from fresco.recipe import known_recipes, load_recipe
+from fresco.errors import RecipeError
+from fresco.recipe import ExpectsConfig, known_recipes, load_recipe
+from fresco.recipe_file import write_record
+from fresco.record import RecordConfig
 from fresco.validation import shortfalls
 from fresco.weights import weights_digest
+from tests.validated import RECIPE
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +54,57 @@ def test_pictures_of_the_reference_model_are_of_the_weights_that_ship():
                 for record in load_recipe(name).validated
                 if "pictures" in record.covers and record.model == "reference"]  # fmt: skip
     assert [name for name, weights in measured if weights != shipped] == []
+
+
+RECORD = {
+    "date": "2026-01-31",
+    "covers": ["FLOPs"],
+    "model": "tiny",
+    "versions": {},
+    "hardware": "CPU",
+    "steps": 50,
+    "flops_speedup": 5,
+}
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """A recipe's file that meets its bound."""
+    path = tmp_path / "reference_mine.yaml"
+    path.write_text(RECIPE % 2)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("expects", "found", "short"),
+    [
+        ({"flops_speedup": 5}, {}, []),
+        ({"flops_speedup": 5.1}, {}, ["flops_speedup: expected at least 5.1, got 5"]),
+        ({"speedup": 9, "psnr_db": 99, "judge": 1}, {}, []),  # not covered
+        ({"speedup": 3}, {"speedup": 2.9}, ["speedup: expected at least 3, got 2.9"]),
+        ({"psnr_db": 30}, {"psnr_db": 29}, ["psnr_db: expected at least 30, got 29"]),
+        ({"ssim": 0.9, "judge": 0.5}, {"ssim": 0.8, "judge": 0.6},
+         ["ssim: expected at least 0.9, got 0.8"]),
+        ({"judge_kept": 0.96}, {"judge": 0.9, "judge_baseline": 0.8}, []),
+        ({"judge_kept": 0.96}, {"judge": 0.76, "judge_baseline": 0.8},
+         ["judge_kept: expected at least 0.96, got 0.95"]),
+        ({"judge_kept": 0.96}, {"judge": 0.0, "judge_baseline": 0.0}, []),  # nothing to keep
+    ],
+)  # fmt: skip
+def test_bounds_are_enforced_where_they_are_covered(expects, found, short):
+    record = RecordConfig.model_validate(RECORD | found)
+    assert shortfalls(ExpectsConfig(**expects), record) == short
+
+
+def test_records_of_other_models_stay(recipe):
+    for model in ("a", "b", "a"):
+        write_record(recipe, RecordConfig.model_validate({**RECORD, "model": model}))
+    assert [record.model for record in load_recipe(recipe).validated] == ["b", "a"]
+    assert yaml.safe_load(recipe.read_text())["validated"][0]["date"] == "2026-01-31"
+
+
+def test_records_come_last_or_are_refused(recipe):
+    recipe.write_text("validated: []\n" + RECIPE % 2)
+    with pytest.raises(RecipeError, match="put it last"):
+        write_record(recipe, RecordConfig.model_validate(RECORD))
+    assert recipe.read_text() == "validated: []\n" + RECIPE % 2
