@@ -2,72 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-
-from tests.family import Family, guided, noise
-
-
-def _sd3() -> dict[str, Any]:
-    pooled, negative = noise(1, 16, seed=3), noise(1, 16, seed=4)
-    return guided(pooled_prompt_embeds=pooled, negative_pooled_prompt_embeds=negative)
-
-
-def _aura_flow() -> dict[str, Any]:
-    return guided(torch.ones(1, 5), torch.ones(1, 5))
-
-
-def _flux2() -> dict[str, Any]:
-    return {"prompt_embeds": noise(1, 5, 32)}
-
-
-def _chroma() -> dict[str, Any]:
-    masks = torch.tensor([[[1, 1, 1, 1, 0]], [[1, 1, 0, 0, 0]]], dtype=torch.bool)
-    return guided(*masks)
-
-
-def _qwen_image() -> dict[str, Any]:
-    return {
-        "prompt_embeds": noise(1, 5, 32),
-        "prompt_embeds_mask": torch.tensor([[1, 1, 1, 1, 0]]),
-    }
-
-
-def _lumina2() -> dict[str, Any]:
-    everything = torch.ones(1, 5, dtype=torch.bool)
-    # off, for it rescales by a norm, which restriction changes
-    return guided(everything, everything, cfg_normalization=False)
-
-
-def _z_image() -> dict[str, Any]:
-    return {
-        "prompt_embeds": [noise(5, 32)],
-        "negative_prompt_embeds": [noise(3, 32, seed=2)],
-        "guidance_scale": 2.0,
-    }
-
-
-def _binned() -> dict[str, Any]:
-    """Of pipelines that round sizes to bins unless told not to."""
-    negative_mask = torch.tensor([[1, 1, 1, 0, 0]])
-    return guided(
-        torch.ones(1, 5), negative_mask, negative_prompt=None, use_resolution_binning=False
-    )
-
-
-def _hunyuan_image() -> dict[str, Any]:
-    return {
-        "prompt_embeds": noise(1, 5, 32),
-        "prompt_embeds_mask": torch.tensor([[1, 1, 1, 1, 0]]),
-        "prompt_embeds_2": torch.zeros(1, 3, 16),
-        "prompt_embeds_mask_2": torch.zeros(1, 3, dtype=torch.int64),
-    }
-
-
-def _flux() -> dict[str, Any]:
-    return {"prompt_embeds": noise(1, 5, 16), "pooled_prompt_embeds": noise(1, 16, seed=3)}
-
+from tests import image_calls as calls
+from tests.family import Family, guided
 
 IMAGES = {
     "flux": Family(
@@ -83,7 +19,7 @@ IMAGES = {
             "pooled_projection_dim": 16,
             "axes_dims_rope": (4, 6, 6),
         },
-        _flux,
+        calls.flux,
         clock=0,
         mixes=True,
         scheduler={"use_dynamic_shifting": True},
@@ -104,7 +40,7 @@ IMAGES = {
             "pooled_projection_dim": 16,
             "pos_embed_max_size": 16,
         },
-        _sd3,
+        calls.sd3,
         mixes=True,
         scheduler={"shift": 3.0},
         missing=(
@@ -127,7 +63,7 @@ IMAGES = {
             "caption_projection_dim": 32,
             "pos_embed_max_size": 256,
         },
-        _aura_flow,
+        calls.aura_flow,
         clock=0,
         mixes=True,
         scheduler={"shift": 1.73},
@@ -145,7 +81,7 @@ IMAGES = {
             "timestep_guidance_channels": 16,
             "axes_dims_rope": (4, 4, 4, 4),
         },
-        _flux2,
+        calls.flux2,
         clock=0,
         mixes=True,
         scheduler={"use_dynamic_shifting": True},
@@ -165,7 +101,7 @@ IMAGES = {
             "approximator_hidden_dim": 16,
             "approximator_layers": 1,
         },
-        _chroma,
+        calls.chroma,
         clock=0,
         passes=2,
         mixes=True,
@@ -183,7 +119,7 @@ IMAGES = {
             "joint_attention_dim": 32,
             "axes_dims_rope": (4, 6, 6),
         },
-        _qwen_image,
+        calls.qwen_image,
         clock=0,
         mixes=True,
         scheduler={"use_dynamic_shifting": True, "shift_terminal": 0.02},
@@ -202,7 +138,7 @@ IMAGES = {
             "axes_dims": (4, 4, 4),
             "axes_lens": (64, 32, 32),
         },
-        _z_image,
+        calls.z_image,
         is_negated=True,
         is_prompt_first=True,
         clock=2,
@@ -224,7 +160,7 @@ IMAGES = {
             "cross_attention_dim": 32,
             "caption_channels": 32,
         },
-        _binned,
+        calls.binned,
         zoom=2,
         scheduler={"shift": 3.0},
     ),
@@ -243,7 +179,7 @@ IMAGES = {
             "text_embed_2_dim": 16,
             "rope_axes_dim": (8, 8),
         },
-        _hunyuan_image,
+        calls.hunyuan_image,
         zoom=2,
         mixes=True,
         scheduler={"shift": 5.0},
@@ -286,7 +222,7 @@ IMAGES = {
             "axes_lens": (32, 32, 32),
             "cap_feat_dim": 32,
         },
-        _lumina2,
+        calls.lumina2,
         passes=2,
         is_negated=True,
         clock=2,
@@ -306,7 +242,7 @@ IMAGES = {
             "cross_attention_dim": 32,
             "caption_channels": 32,
         },
-        _binned,
+        calls.binned,
         mixes=True,
         scheduler={"beta_start": 0.0001, "beta_end": 0.02, "clip_sample": False},
         scheduler_class="DDIMScheduler",

@@ -1,0 +1,69 @@
+"""How pipelines of pictures are called: embeddings of a prompt, and what else a family needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from tests.family import guided, noise
+
+
+def sd3() -> dict[str, Any]:
+    pooled, negative = noise(1, 16, seed=3), noise(1, 16, seed=4)
+    return guided(pooled_prompt_embeds=pooled, negative_pooled_prompt_embeds=negative)
+
+
+def aura_flow() -> dict[str, Any]:
+    return guided(torch.ones(1, 5), torch.ones(1, 5))
+
+
+def flux2() -> dict[str, Any]:
+    return {"prompt_embeds": noise(1, 5, 32)}
+
+
+def chroma() -> dict[str, Any]:
+    masks = torch.tensor([[[1, 1, 1, 1, 0]], [[1, 1, 0, 0, 0]]], dtype=torch.bool)
+    return guided(*masks)
+
+
+def qwen_image() -> dict[str, Any]:
+    return {
+        "prompt_embeds": noise(1, 5, 32),
+        "prompt_embeds_mask": torch.tensor([[1, 1, 1, 1, 0]]),
+    }
+
+
+def lumina2() -> dict[str, Any]:
+    everything = torch.ones(1, 5, dtype=torch.bool)
+    # off, for it rescales by a norm, which restriction changes
+    return guided(everything, everything, cfg_normalization=False)
+
+
+def z_image() -> dict[str, Any]:
+    return {
+        "prompt_embeds": [noise(5, 32)],
+        "negative_prompt_embeds": [noise(3, 32, seed=2)],
+        "guidance_scale": 2.0,
+    }
+
+
+def binned() -> dict[str, Any]:
+    """Of pipelines that round sizes to bins unless told not to."""
+    negative_mask = torch.tensor([[1, 1, 1, 0, 0]])
+    return guided(
+        torch.ones(1, 5), negative_mask, negative_prompt=None, use_resolution_binning=False
+    )
+
+
+def hunyuan_image() -> dict[str, Any]:
+    return {
+        "prompt_embeds": noise(1, 5, 32),
+        "prompt_embeds_mask": torch.tensor([[1, 1, 1, 1, 0]]),
+        "prompt_embeds_2": torch.zeros(1, 3, 16),
+        "prompt_embeds_mask_2": torch.zeros(1, 3, dtype=torch.int64),
+    }
+
+
+def flux() -> dict[str, Any]:
+    return {"prompt_embeds": noise(1, 5, 16), "pooled_prompt_embeds": noise(1, 16, seed=3)}
