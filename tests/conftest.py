@@ -63,30 +63,29 @@ def _text_encoders():
     return CLIPTextModel(clip).eval(), T5EncoderModel(t5).eval()
 
 
+def make_vae(**config):
+    """A tiny one of factor 4, with random weights."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=4,
+        shift_factor=0.1,
+        **config,
+    ).eval()
+
+
 def make_flux_pipe(n_blocks=1):
     """Build the pipeline: 4 latent channels, factor 4, 64 x 64 image px by default.
 
     `n_blocks` are those of each list; a cache that skips the middle of a list needs two.
     """
-    from diffusers import (
-        AutoencoderKL,
-        FlowMatchEulerDiscreteScheduler,
-        FluxPipeline,
-        FluxTransformer2DModel,
-    )
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
     torch.manual_seed(0)
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        layers_per_block=1,
-        norm_num_groups=4,
-        latent_channels=4,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.1,
-    )
+    vae = make_vae(latent_channels=4, use_quant_conv=False, use_post_quant_conv=False)
     transformer = FluxTransformer2DModel(
         in_channels=16,
         num_layers=n_blocks,
@@ -100,7 +99,7 @@ def make_flux_pipe(n_blocks=1):
     clip, t5 = _text_encoders()
     pipe = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        vae=vae.eval(),
+        vae=vae,
         text_encoder=clip,
         tokenizer=_tokenizer(),
         text_encoder_2=t5,

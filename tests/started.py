@@ -6,7 +6,7 @@ import diffusers
 import torch
 
 from fresco.transfer import join_patches
-from tests.conftest import make_flux_pipe
+from tests.conftest import make_flux_pipe, make_vae
 from tests.families import FAMILIES
 
 PICTURE = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(5))
@@ -19,18 +19,11 @@ def make_sd3(name, **parts):
     torch.manual_seed(0)
     family = FAMILIES["sd3"]
     config = family.config | {"in_channels": 16, "out_channels": 16}
-    vae = diffusers.AutoencoderKL(
-        block_out_channels=(8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        norm_num_groups=4,
-        latent_channels=16,
-        shift_factor=0.1,
-    )
+    vae = make_vae(latent_channels=16)  # drawn before the transformer
     pipe = getattr(diffusers, name)(
         transformer=diffusers.SD3Transformer2DModel(**config).eval(),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=vae.eval(),
+        vae=vae,
         **dict.fromkeys(set(family.missing) - {"vae"}),
         **parts,
     )
