@@ -25,7 +25,8 @@ from fresco.middleware import Middleware
 from fresco.ports import AbstractModelAdapter, find_adapter
 from fresco.recipe import Recipe, load_recipe
 from fresco.report import Report, StepRecord
-from fresco.schedule import Plan, PlanRequest, make_plan
+from fresco.request import PlanRequest
+from fresco.schedule import Plan, make_plan
 from fresco.stack import Stack, explain_order
 from fresco.summary import Summary, SummaryRow
 

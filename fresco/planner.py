@@ -14,7 +14,8 @@ from fresco.devices import Device, load_device
 from fresco.errors import ScheduleError
 from fresco.ports import find_adapter
 from fresco.recipe import Recipe, load_recipe
-from fresco.schedule import Plan, PlanRequest, make_plan
+from fresco.request import PlanRequest
+from fresco.schedule import Plan, make_plan
 from fresco.sketch import (
     Sketch,
     SketchError,

@@ -46,6 +46,9 @@ class AbstractModelAdapter(ABC):
     # positions that it can be told: without "coarse" if it counts them by the picture's size,
     # with "phase" if it has phase-aligned attention
     units: ClassVar[Collection[PositionUnits]] = ("native", "fine", "coarse", "anchor")
+    passes_sigmas: ClassVar[bool] = (
+        True  # whether `spacing` is its pipelines' own; else schedulers'
+    )
     from_pictures: ClassVar[Collection[str]] = ()  # pipelines that `takes_pictures` names
 
     def __init__(self, transformer: Any) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, zip_longest
-from typing import TYPE_CHECKING, Any
 
 from fresco.ddim import Levels
 from fresco.errors import ScheduleError
@@ -15,11 +13,8 @@ from fresco.layout import PositionUnits, TokenLayout
 from fresco.lift import Lift
 from fresco.promotion import Promotion, seen_again
 from fresco.recipe import Recipe
-from fresco.sigmas import shifted_sigmas, stretched_sigmas
+from fresco.request import PlanRequest
 from fresco.stretch import Stretch, scaled_steps, stretches
-
-if TYPE_CHECKING:
-    from fresco.ports import AbstractModelAdapter
 
 
 @dataclass(frozen=True)
@@ -95,58 +90,6 @@ class Plan:
         seen = seen_again(layouts) if steps[index].units == "phase" else ()
         steps[index] = replace(steps[index], n_tokens=round(self.frames * mean), n_seen_again=seen)
         return replace(self, steps=tuple(steps))
-
-
-@dataclass(frozen=True)
-class PlanRequest:
-    """What one run asks for.
-
-    Args:
-        n_steps: Requested steps.
-        rows: Fine token rows.
-        columns: Fine token columns.
-        shift: The scheduler's shift for a token count.
-        sigmas: The scheduler's own sigmas from the run's first to the final 0, if it made them.
-        frames: Latent frames, each of rows x columns tokens.
-        levels: Those that a scheduler with whole timesteps has; None: it takes any.
-        start: Sigma of the run's first latents, in (0, 1]; below 1 they hold a picture.
-        n_skipped: Requested steps that such a run leaves out.
-        terminal: Sigma of the last model call, if the scheduler stretches its sigmas to one.
-    """
-
-    n_steps: int
-    rows: int
-    columns: int
-    shift: Callable[[int], float]
-    sigmas: tuple[float, ...] | None = None
-    frames: int = 1
-    levels: Levels | None = None
-    start: float = 1.0
-    n_skipped: int = 0
-    terminal: float | None = None
-
-    @classmethod
-    def of(
-        cls, adapter: AbstractModelAdapter, scheduler: Any, n_steps: int, rows: int, columns: int,
-        **more: Any,
-    ) -> PlanRequest:  # fmt: skip
-        """What a run asks for whose noise levels are spaced as this scheduler's are."""
-        shift = functools.partial(adapter.shift, scheduler, n_steps=n_steps)
-        levels, terminal = adapter.levels(scheduler), scheduler.config.get("shift_terminal")
-        return cls(n_steps, rows, columns, shift, levels=levels, terminal=terminal, **more)
-
-    def nearest(self, sigma: float) -> float:
-        """The nearest noise level that the scheduler has."""
-        return self.levels.nearest(sigma) if self.levels else sigma
-
-    def spaced(
-        self, start: float, end: float, n: int, n_tokens: int, shift: float | None = None
-    ) -> tuple[float, ...]:
-        """Space levels as the scheduler does by itself, for so many tokens or by this shift."""
-        if self.levels and shift is None:
-            return self.levels.spaced(start, end, n)
-        sigmas = shifted_sigmas(start, end, n, self.shift(n_tokens) if shift is None else shift)
-        return stretched_sigmas(sigmas, self.terminal) if self.terminal and not end else sigmas
 
 
 def keeps_schedule(recipe: Recipe, n_requested: int) -> bool:
@@ -270,7 +213,9 @@ def _kept_plan(request: PlanRequest) -> Plan:
     """Plan of the scheduler's own sigmas on the full grid."""
     n_tokens = request.rows * request.columns * request.frames
     sigmas: Sequence[float] | None = request.sigmas
-    if sigmas is None:
+    if sigmas is None and request.plain:
+        sigmas = request.plain()
+    elif sigmas is None:
         sigmas = (*request.spaced(request.nearest(1.0), 0.0, request.n_steps, n_tokens), 0.0)
     steps = tuple(Step(0, now, following, 1, n_tokens) for now, following in pairwise(sigmas))
     return Plan(

@@ -18,9 +18,10 @@ from fresco.layout import TokenLayout
 from fresco.noise import NoiseField
 from fresco.ports import AbstractModelAdapter
 from fresco.recipe import Recipe
+from fresco.request import PlanRequest
 from fresco.run import Run
 from fresco.run_checks import check_latents, check_size, refuse_mixture, starts_from_picture
-from fresco.schedule import Plan, PlanRequest, keeps_schedule, make_plan, planned_steps
+from fresco.schedule import Plan, keeps_schedule, make_plan, planned_steps
 from fresco.sigmas import own_sigmas
 from fresco.wraps import calling
 

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from fresco.cost import pass_flops, plan_cost
 from fresco.ports import find_adapter
 from fresco.recipe import load_recipe
-from fresco.schedule import PlanRequest, make_plan
+from fresco.request import PlanRequest
+from fresco.schedule import make_plan
 from tests.conftest import make_flux_pipe
 from tests.strategies import recipes
 

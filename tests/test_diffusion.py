@@ -16,7 +16,8 @@ from fresco.ddim import Levels, following
 from fresco.layout import TokenLayout
 from fresco.lift import Lift, lift_latents
 from fresco.recipe import load_recipe
-from fresco.schedule import Plan, PlanRequest, Step, make_plan
+from fresco.request import PlanRequest
+from fresco.schedule import Plan, Step, make_plan
 from fresco.sigmas import own_sigmas
 from fresco.target import Target
 from fresco.transfer import prolong, restrict

@@ -21,7 +21,8 @@ from fresco.reference.headline import Headline, run_headline
 from fresco.reference.measured import Measured
 from fresco.reference.studies import StudyError
 from fresco.reference.trajectories import BORDERS
-from fresco.schedule import PlanRequest, make_plan
+from fresco.request import PlanRequest
+from fresco.schedule import make_plan
 from tests.command import run
 from tests.matrix import lora_weights
 

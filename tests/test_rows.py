@@ -9,7 +9,8 @@ from fresco.cost import pass_flops
 from fresco.recipe import load_recipe
 from fresco.reference import rows
 from fresco.reference.transformer import build_transformer
-from fresco.schedule import PlanRequest, make_plan
+from fresco.request import PlanRequest
+from fresco.schedule import make_plan
 
 
 def all_ways():

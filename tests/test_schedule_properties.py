@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from fresco.errors import ScheduleError
 from fresco.recipe import load_recipe
-from fresco.schedule import PlanRequest, make_plan, scaled_steps
+from fresco.request import PlanRequest
+from fresco.schedule import make_plan, scaled_steps
 from fresco.sigmas import shifted_sigmas
 from tests.strategies import recipes
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fresco.recipe import load_recipe
-from fresco.schedule import PlanRequest, make_plan, planned_steps
+from fresco.request import PlanRequest
+from fresco.schedule import make_plan, planned_steps
 from tests.strategies import recipes
 
 

@@ -29,6 +29,7 @@ class AuraFlowAdapter(StripAdapter):
 
     model: ClassVar[str] = "AuraFlowTransformer2DModel"
     text_width: ClassVar[str] = "joint_attention_dim"
+    passes_sigmas: ClassVar[bool] = False
     units: ClassVar[Collection[PositionUnits]] = ("native", "fine", "anchor")
     _change: Tensor | None = None  # of the model's positions in this call, [n, d]
 

@@ -35,6 +35,7 @@ class CogVideoXAdapter(VideoAdapter):
 
     model: ClassVar[str] = "CogVideoXTransformer3DModel"
     text_width: ClassVar[str] = "text_embed_dim"
+    passes_sigmas: ClassVar[bool] = False
     prediction: ClassVar[Prediction] = "v_prediction"
     scheduler: ClassVar[str] = "CogVideoXDDIMScheduler"
     units: ClassVar[Collection[PositionUnits]] = ("native", "fine", "anchor")

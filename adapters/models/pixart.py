@@ -31,6 +31,7 @@ class PixArtAdapter(StripAdapter):
 
     model: ClassVar[str] = "PixArtTransformer2DModel"
     text_width: ClassVar[str] = "caption_channels"
+    passes_sigmas: ClassVar[bool] = False
     prediction: ClassVar[Prediction] = "epsilon"
     scheduler: ClassVar[str] = "DDIMScheduler"
     units: ClassVar[Collection[PositionUnits]] = ("native", "fine", "anchor")

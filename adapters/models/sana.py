@@ -20,4 +20,5 @@ class SanaAdapter(PlainAdapter):
 
     model: ClassVar[str] = "SanaTransformer2DModel"
     text_width: ClassVar[str] = "caption_channels"
+    passes_sigmas: ClassVar[bool] = False
     residuals: ClassVar[tuple[str, ...]] = ("controlnet_block_samples",)

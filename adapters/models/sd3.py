@@ -28,6 +28,7 @@ class StableDiffusion3Adapter(StripAdapter):
 
     model: ClassVar[str] = "SD3Transformer2DModel"
     text_width: ClassVar[str] = "joint_attention_dim"
+    passes_sigmas: ClassVar[bool] = False
     pooled: ClassVar[tuple[str, ...]] = ("block_controlnet_hidden_states",)
     from_pictures: ClassVar[Collection[str]] = (
         "StableDiffusion3Img2ImgPipeline",

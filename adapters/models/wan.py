@@ -31,6 +31,7 @@ class WanAdapter(FirstFrameAdapter):
 
     model: ClassVar[str] = "WanTransformer3DModel"
     text_width: ClassVar[str] = "text_dim"
+    passes_sigmas: ClassVar[bool] = False
 
     def select(self, call: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
         part, name = super().select(call, rows), "encoder_hidden_states_image"
