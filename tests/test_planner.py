@@ -201,7 +201,7 @@ def test_a_config_s_other_settings_are_those_of_a_known_model_of_its_class():
     found = fresco.plan(content, "identity", steps=4, height=256, width=256)
     expected = fresco.plan("sd35-medium", "identity", steps=4, height=256, width=256)
     assert found == expected
-    assert found.plan.sigmas[1] == pytest.approx(0.8577, abs=1e-4)  # shift 3, where FLUX.1-dev's depends
+    assert found.plan.sigmas[1] == pytest.approx(0.8577, abs=1e-4)  # by shift 3
 
 
 def test_a_config_file_stands_for_the_model_s_transformer(tmp_path):
