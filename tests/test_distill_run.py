@@ -83,12 +83,11 @@ def test_the_file_loads_by_diffusers_and_by_a_recipe(made, tmp_path):
     assert torch.allclose(loaded, fused, atol=1e-4)
 
 
-def test_a_folder_of_another_teacher_or_seed_is_refused(made, tmp_path):
-    with pytest.raises(DistillError, match=r"expected the teacher and the seed .* --folder"):
-        run(made[0].parent, 0.001, lambda _: None, CPU, seed=32)
-    other = assemble_untrained(tmp_path)
-    with pytest.raises(DistillError, match="the teacher and the seed"):
-        run(made[0].parent, 0.001, lambda _: None, CPU, other)
+def test_a_folder_of_another_teacher_seed_or_beginning_is_refused(made, tmp_path):
+    out, other = made[0], assemble_untrained(tmp_path)
+    for teacher, seed, start in ((None, 32, None), (other, 31, None), (None, 31, out)):
+        with pytest.raises(DistillError, match=r"expected the teacher, the seed .* --folder"):
+            run(out.parent, 0.001, lambda _: None, CPU, teacher, seed, start)
 
 
 def test_a_run_goes_on_from_a_lora_of_its_teacher_and_from_no_other(made, tmp_path, monkeypatch):
@@ -101,6 +100,7 @@ def test_a_run_goes_on_from_a_lora_of_its_teacher_and_from_no_other(made, tmp_pa
     other = assemble_untrained(tmp_path)
     with pytest.raises(DistillError, match=r"LoRA of the teacher .* --from-shipped"):
         run(tmp_path / "other", 0.0005, lambda _: None, CPU, other, start=start)
+    assert not [*(tmp_path / "other").iterdir()]
 
 
 def test_without_peft_nothing_is_drawn(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import importlib.util
 import itertools
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -18,9 +18,6 @@ from fresco.reference.log import Log, write_log
 from fresco.reference.provenance import provenance
 from fresco.reference.trajectories import write_shards
 from fresco.weights import weights_digest
-
-if TYPE_CHECKING:
-    from diffusers import FluxPipeline
 
 TEACHER_SHARE = 0.25  # of the time budget
 SEED = 31  # series of captions and noise
@@ -53,13 +50,14 @@ def distill(
         device: Where to train.
         teacher: A FluxPipeline directory; default: the one that ships.
         seed: Series of captions and noise.
-        start: A LoRA's directory to go on from, unless the run has begun; default: a new LoRA.
+        start: Directory of the LoRA to go on from; default: a new LoRA.
 
     Returns:
         The LoRA's directory.
 
     Raises:
-        DistillError: If peft is not installed, or the folder has another teacher's trajectories.
+        DistillError: If peft is not installed, the folder's run began otherwise, or `start` is a
+            LoRA of another teacher.
         OutputError: If the folder cannot be written to.
         WeightsError: If there is no teacher.
     """
@@ -76,10 +74,12 @@ def distill(
             log(figures)
 
     pipe = load(teacher).to(device)
-    asked_of = _check_teacher(pipe, folder, seed)
+    weights = weights_digest(pipe)[:16]
+    asked_of = {"weights": weights, "series": seed}
     facts: dict[str, Any] = {"method": METHOD, "seed": seed, "teacher": asked_of}
     if start is not None:
-        facts["start"] = _check_start(start, asked_of["weights"])
+        facts["start"] = _check_start(start, weights)
+    _check_folder(folder, asked_of | {"goes_on": start is not None})
     parallel.wait()
     numbers = itertools.count(parallel.rank(), parallel.world())
     budget_s = hours * 3600
@@ -101,9 +101,8 @@ def distill(
     return out
 
 
-def _check_teacher(pipe: FluxPipeline, folder: Path, seed: int) -> dict[str, Any]:
-    """Keep whose trajectories a folder has; refuse to mix them with another's."""
-    now = {"weights": weights_digest(pipe)[:16], "series": seed}
+def _check_folder(folder: Path, now: dict[str, Any]) -> None:
+    """Keep what a folder's run began with; refuse to go on with anything else."""
     path = folder / "teacher.json"
     if not path.exists() and parallel.rank() == 0:
         path.write_text(json.dumps(now) + "\n")
@@ -112,11 +111,10 @@ def _check_teacher(pipe: FluxPipeline, folder: Path, seed: int) -> dict[str, Any
     if before != now:
         raise DistillError(
             "distill(folder)",
-            f"the teacher and the seed that the folder's trajectories are of ({before})",
+            f"the teacher, the seed and the beginning that the folder's run has ({before})",
             str(now),
             "Name an empty folder with --folder.",
         )
-    return now
 
 
 def _check_start(start: Path, weights: str) -> dict[str, Any]:
