@@ -120,9 +120,9 @@ class AbstractModelAdapter(ABC):
             `calculate_shift` of huggingface/diffusers@v0.42.1:
             src/diffusers/pipelines/flux/pipeline_flux.py (Apache-2.0).
         """
-        least, most = config.base_image_seq_len, config.max_image_seq_len
-        slope = (config.max_shift - config.base_shift) / (most - least)
-        return float(config.base_shift + slope * (n_tokens - least))
+        least, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+        return float(low + (high - low) / (most - least) * (n_tokens - least))
 
     def levels(self, scheduler: Any) -> Levels | None:
         """Noise levels that the scheduler has; None: any."""

@@ -9,7 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fresco.ddim import Levels
+from fresco.errors import ScheduleError
 from fresco.sigmas import own_sigmas, shifted_sigmas, stretched_sigmas
 
 if TYPE_CHECKING:
@@ -84,13 +87,21 @@ def plain_sigmas(
         scheduler: Of the pipeline; it stays as it is.
         n_tokens: Image tokens.
         n_steps: As requested.
+
+    Raises:
+        ScheduleError: If the scheduler cannot make as many.
     """
     own = copy.deepcopy(scheduler)
     takes = inspect.signature(own.set_timesteps).parameters
     asked: dict[str, Any] = {"num_inference_steps": n_steps}
-    if adapter.passes_sigmas and "sigmas" in takes:
-        asked = {"sigmas": adapter.spacing(n_steps)}
-    if scheduler.config.get("use_dynamic_shifting", False) and "mu" in takes:
-        asked["mu"] = adapter.mu(scheduler.config, n_tokens, n_steps)
-    own.set_timesteps(**asked)
+    try:
+        if adapter.passes_sigmas and "sigmas" in takes:
+            asked = {"sigmas": np.asarray(adapter.spacing(n_steps))}
+        if scheduler.config.get("use_dynamic_shifting", False) and "mu" in takes:
+            asked["mu"] = adapter.mu(scheduler.config, n_tokens, n_steps)
+        own.set_timesteps(**asked)
+    except (ValueError, ZeroDivisionError) as error:
+        expected = f"a number of steps that {type(own).__name__} makes"
+        fix = "Ask for another number of steps."
+        raise ScheduleError("a plain run", expected, f"{n_steps} ({error})", fix) from error
     return own_sigmas(own)

@@ -46,19 +46,20 @@ def test_the_target_is_the_slope_of_the_segment(monkeypatch):
     assert seen["sigma"].tolist() == pytest.approx([1, 0.325])
     assert seen["guidance"].tolist() == [GUIDANCE_SCALE] * 2
     errors = np.array([4, 2])  # (3 - 1) / 0.5 and (3 - 2) / 0.5
-    flat = distill.FLAT
+    flat = 0.03
     assert loss.item() == pytest.approx((np.sqrt(errors**2 + flat**2) - flat).mean())
 
 
 def test_a_token_counts_whatever_others_of_its_picture_miss(monkeypatch):
     """One that misses a lot must not drown one that misses little, as it does in the square."""
-    predicted = torch.zeros(1, 2, 16, requires_grad=True)
+    predicted = torch.zeros(1, 3, 16, requires_grad=True)
     monkeypatch.setattr(distill, "velocity", lambda *_: predicted)
-    start = torch.tensor([2.0, 0.1]).view(1, 2, 1).expand(1, 2, 16)
-    segments = Segments(start, torch.zeros(1, 2, 16), torch.ones(1), torch.zeros(1), ["a"])
+    start = torch.tensor([2.0, 0.1, 0.0]).view(1, 3, 1).expand(1, 3, 16)
+    segments = Segments(start, torch.zeros(1, 3, 16), torch.ones(1), torch.zeros(1), ["a"])
     distill.slope_loss(None, segments, torch.ones(1), torch.ones(1), torch.ones(1)).backward()
-    much, little = predicted.grad.norm(dim=2)[0].tolist()
+    much, little, nothing = predicted.grad.norm(dim=2)[0].tolist()
     assert little > 0.9 * much
+    assert nothing == 0
 
 
 def test_long_windows_are_drawn_more_often():

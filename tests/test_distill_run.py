@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -92,11 +93,16 @@ def test_a_folder_of_another_teacher_seed_or_beginning_is_refused(made, tmp_path
 
 def test_a_run_goes_on_from_a_lora_of_its_teacher_and_from_no_other(made, tmp_path, monkeypatch):
     shorten(monkeypatch)
-    start, _ = made
+    start = strengthened(made, tmp_path).parent
+    shutil.copy(made[0] / "provenance.json", start)
     out = run(tmp_path / "on", 0.0005, lambda _: None, CPU, seed=32, start=start)
     facts = json.loads((out / "provenance.json").read_text())
     assert facts["command"] == "fresco reference distill --hours 0.0005 --seed 32 --from-shipped"
     assert facts["start"] == json.loads((start / "provenance.json").read_text())
+    before, after = (load_file(folder / distill.FILE) for folder in (start, out))
+    for name in (name for name in before if "lora_A" in name):  # a few small steps away
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=0.1)
+        assert before[name].abs().max() > 0.5
     other = assemble_untrained(tmp_path)
     with pytest.raises(DistillError, match=r"LoRA of the teacher .* --from-shipped"):
         run(tmp_path / "other", 0.0005, lambda _: None, CPU, other, start=start)

@@ -78,12 +78,15 @@ def test_channels_of_the_picture_are_averaged_without_noise():
 @pytest.mark.parametrize(("size", "grid"), [((64, 96), (6, 4)), ((96, 64), (4, 6))], ids=str)
 def test_the_grid_is_that_of_the_picture(size, grid):
     """Planned, without a picture, is the wide one that the pipeline from a text makes."""
-    pipe = FAMILY.make()
-    with fresco.accelerate(pipe, STAGED) as accelerated:
+    pipe, text = FAMILY.make(), replace(PLAIN, config=FAMILY.config).make()
+    raw = {**STAGED, "baseline": {"steps": 6}}  # which says no size
+    with fresco.accelerate(text, raw) as accelerated:
+        wide = accelerated.plan
+    with fresco.accelerate(pipe, raw) as accelerated:
         planned = accelerated.plan
         FAMILY.draw(pipe, image=picture().resize(size), width=size[0], height=size[1])
         made = accelerated.plan
     assert (made.rows, made.columns) == grid
-    assert planned.rows < planned.columns
-    forecast = fresco.plan(pipe, STAGED, text_tokens=5)
-    assert (forecast.plan.rows, forecast.plan.columns) == (planned.rows, planned.columns)
+    forecast = fresco.plan(pipe, raw, text_tokens=5).plan
+    for each in (planned, forecast):
+        assert (each.rows, each.columns) == (wide.rows, wide.columns)

@@ -19,11 +19,9 @@ from fresco.errors import FrescoError, RecipeError, ScheduleError
 from fresco.memory import peak_bytes
 from fresco.planner import model_of
 from fresco.recipe import load_recipe
-from fresco.sigmas import own_sigmas
 from fresco.sketch import SketchError, known_models, load_model_config, sketch_model
 from tests.command import run
 from tests.conftest import FRESCO_5, draw_latents, traces
-from tests.families import FAMILIES
 from tests.staged import MIXED
 
 
@@ -64,18 +62,6 @@ def test_sigmas_follow_the_scheduler_of_the_model():
     assert schnell.plan.sigmas == pytest.approx((1, 0.75, 0.5, 0.25, 0))
     assert all(a > b for a, b in zip(dev.plan.sigmas[1:-1], schnell.plan.sigmas[1:], strict=False))
     assert all(a > b for a, b in pairwise(dev.plan.sigmas))
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_plain_run_is_planned_at_the_sigmas_that_its_scheduler_makes(name):
-    family = FAMILIES[name]
-    pipe = family.make()
-    size = {"height": 64 * family.zoom, "width": 96 * family.zoom, "text_tokens": 5}
-    before = own_sigmas(pipe.scheduler)
-    found = fresco.plan(pipe, "identity", steps=6, frames=family.asked().get("num_frames"), **size)
-    assert own_sigmas(pipe.scheduler) == before
-    family.draw(pipe, num_inference_steps=6)
-    assert found.plan.sigmas == pytest.approx(own_sigmas(pipe.scheduler), abs=1e-6)
 
 
 def test_thresholds_are_said_to_be_upper_bounds():

@@ -62,6 +62,20 @@ def test_segments_are_where_the_teacher_goes(short):
         assert not torch.allclose(fine.start[i].float(), fine.end[i].float(), atol=5e-2)
 
 
+def test_latents_and_noise_levels_stay_exact_where_bfloat16_computes(short, monkeypatch):
+    monkeypatch.setattr(precision, "_faster_dtype", lambda: torch.bfloat16)
+    pipe, seen = load(), []
+
+    def record(_module, _args, call):
+        seen.append((call["hidden_states"].dtype, call["timestep"].dtype))
+
+    with pipe.transformer.register_forward_pre_hook(record, with_kwargs=True):
+        drawn.draw_shard(pipe, 31, 0)
+    assert len(seen) > 6
+    assert {*seen} == {(torch.float32, torch.float32)}
+    assert not pipe.transformer._forward_hooks
+
+
 def test_a_coarse_segment_is_cells_averages_at_the_fine_noise_level(short):
     shard = drawn.draw_shard(load(), 31, 0)
     fine, coarse = shard["fine"], shard["coarse"]

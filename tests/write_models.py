@@ -34,9 +34,10 @@ conditions work with stages, whole-grid and mixed: reference pictures of FLUX.1 
 Qwen-Image-Edit (Plus) keep their resolution, the mask and picture of FLUX.1 Fill and Control are
 averaged without a swap of noise, and what Kontext does not inpaint stays (`pytest
 tests/test_conditions.py`). So do videos from a picture: its channels are averaged (HunyuanVideo
-`latent_concat` and SkyReels, Wan 2.1, CogVideoX 1.0 and 1.5), a first frame that is given keeps
-its tokens (HunyuanVideo `token_replace`, Wan 2.2 TI2V; `pytest
-tests/test_videos_from_pictures.py`). The sound of LTX-2 keeps its tokens and is stepped at the
+`latent_concat` and SkyReels, HunyuanVideo 1.5, Wan 2.1, CogVideoX 1.0 and 1.5), a first frame
+that is given keeps its tokens (HunyuanVideo `token_replace`, Wan 2.2 TI2V; `pytest
+tests/test_videos_from_pictures.py tests/test_hunyuan_video_15_from_a_picture.py`). The sound of
+LTX-2 keeps its tokens and is stepped at the
 noise levels of the video (`pytest tests/test_ltx2.py`); its pipelines for pictures are refused. On
 Wan 2.2, quantization, caches and compilation are on both transformers (`pytest
 tests/test_two_transformers.py`). For `cache_dit`, which computes the first block of every list,
