@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fresco.api import Accelerated, accelerate
+from fresco.casting import bfloat16_autocast
 from fresco.errors import FrescoError
 from fresco.pictures import PictureRequest, as_pictures, call_pipe
 from fresco.quality import psnr_db, ssim
@@ -135,12 +135,7 @@ def other_way(pipe: Any, floor: str) -> Iterator[str]:
         with accelerate(pipe, {"schema": 1, "model": "any", "stack": [{"kind": "compile"}]}):
             yield "torch.compile"
     elif dtype == torch.float32:
-        with (
-            warnings.catch_warnings(),
-            torch.autocast(pipe.transformer.device.type, torch.bfloat16),
-        ):
-            # norms keep float32 weights under autocast, and say that they are slower so
-            warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+        with bfloat16_autocast(pipe.transformer.device):
             yield "bfloat16 autocast"
     else:
         pipe.to(torch.float32)  # and back: exact, every value of a narrower type is one of float32

@@ -47,9 +47,8 @@ def test_a_reference_recipe_that_can_run_has_a_record_of_the_weights_that_ship(n
     assert None not in measured
 
 
-def test_pictures_of_the_reference_model_are_of_the_weights_that_ship():
+def test_pictures_of_the_reference_model_are_of_the_weights_that_ship(shipped):
     """A record of other weights is stale: `python -m tests.write_records reference`."""
-    shipped = weights_digest(fresco.reference.load())[:16]
     measured = [(name, record.weights) for name in known_recipes()
                 for record in load_recipe(name).validated
                 if "pictures" in record.covers and record.model == "reference"]  # fmt: skip

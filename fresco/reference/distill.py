@@ -7,7 +7,7 @@ crosses a window. Deviates: windows start from the teacher's own trajectories, n
 data, so that no pictures are needed and the student's pictures are those of the same noise;
 a share of the inputs lies at the border that few steps start from; coarse steps learn the
 trajectories of the full grid, as they would see them, and what follows them in staged runs is
-a window too; the guidance scale is always the default one.
+a window too; long windows are drawn more often; the guidance scale is always the default one.
 """
 
 from __future__ import annotations

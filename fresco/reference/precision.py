@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
+
+from fresco.casting import bfloat16_autocast
 
 N_TRIALS = 5
 
@@ -39,11 +39,7 @@ def _seconds_of_product(dtype: torch.dtype) -> float:
     return min(seconds[1:])
 
 
-@contextmanager
-def autocast(device: torch.device) -> Iterator[None]:
+def autocast(device: torch.device) -> AbstractContextManager[None]:
     """Compute in `compute_dtype` what may be rounded."""
-    enabled = compute_dtype(device) is torch.bfloat16
-    with warnings.catch_warnings(), torch.autocast(device.type, torch.bfloat16, enabled=enabled):
-        # norms keep float32 weights under autocast, and say that they are slower so
-        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
-        yield
+    is_rounded = compute_dtype(device) is torch.bfloat16
+    return bfloat16_autocast(device) if is_rounded else nullcontext()

@@ -194,8 +194,7 @@ def _sample(
 
     if borders[-1] > 0:
         levels.append(borders[-1])  # a step that is not kept: the solver's last one ends at 0
-    exact = pipe.transformer.register_forward_hook(lambda *call: (call[2][0].float(),))
-    with autocast(pipe.device), exact:  # else the scheduler rounds latents to what is predicted in
+    with autocast(pipe.device), pipe.transformer.register_forward_hook(_predict_exactly):
         pipe(
             captions,
             height=SIZE_PX,
@@ -209,6 +208,11 @@ def _sample(
             callback_on_step_end=keep,
         )
     return states[: len(borders)]
+
+
+def _predict_exactly(_module: object, _args: object, output: tuple[Tensor]) -> tuple[Tensor]:
+    """Predictions in float32: the scheduler rounds latents to the type that it is given."""
+    return (output[0].float(),)
 
 
 def _windows(states: Sequence[Tensor], borders: Sequence[float], captions: list[str]) -> Segments:
