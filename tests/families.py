@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from tests.image_families import IMAGES
+from tests.packed_families import PACKED
+from tests.plain_families import PLAIN
 from tests.video_families import VIDEOS
 
-FAMILIES = IMAGES | VIDEOS
+FAMILIES = PACKED | PLAIN | VIDEOS
 MIXING = [name for name, family in FAMILIES.items() if family.mixes]  # with mixed layouts
