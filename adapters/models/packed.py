@@ -102,15 +102,16 @@ def swap_ids(ids: Tensor, positions: Tensor, layout: TokenLayout) -> Tensor:
     """Put positions in place of the full grid's ids, those of condition tokens as they are.
 
     Args:
-        ids: Of image tokens, [n, axes] or [b, n, axes]; rows and columns are axes 1 and 2.
-        positions: Float32 [m, 2].
+        ids: Of image tokens, [n, axes] or [b, n, axes]; rows and columns are axes 1 and 2. The
+            first token's are where the picture begins.
+        positions: Float32 [m, 2], from there.
         layout: Of the full grid, cut into m tokens.
 
     Returns:
         Float32 [m + conditions, axes] or [b, m + conditions, axes].
     """
-    own = torch.zeros(len(positions), ids.shape[-1])
-    own[:, 1:3] = positions
-    conditions = ids[..., layout.sides.numel() :, :].to(own.dtype)
-    own = own.to(ids.device).expand(*ids.shape[:-2], -1, -1)
+    moved = torch.zeros(len(positions), ids.shape[-1])
+    moved[:, 1:3] = positions
+    own = ids[..., :1, :].float() + moved.to(ids.device)
+    conditions = ids[..., layout.sides.numel() :, :].float()
     return torch.cat((own, conditions), dim=-2)
