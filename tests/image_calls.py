@@ -67,3 +67,17 @@ def hunyuan_image() -> dict[str, Any]:
 
 def flux() -> dict[str, Any]:
     return {"prompt_embeds": noise(1, 5, 16), "pooled_prompt_embeds": noise(1, 16, seed=3)}
+
+
+def ovis_image() -> dict[str, Any]:
+    return guided(negative_prompt=None)
+
+
+def longcat_image() -> dict[str, Any]:
+    return {
+        "prompt": ["a red ring"],
+        "negative_prompt": ["blur"],
+        "guidance_scale": 2.0,
+        "enable_prompt_rewrite": False,
+        "enable_cfg_renorm": False,  # a norm, which restriction changes
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests import image_calls as calls
 from tests.family import Family
+from tests.readers import longcat_image_parts
 
 PACKED = {
     "flux": Family(
@@ -80,5 +81,44 @@ PACKED = {
         clock=0,
         mixes=True,
         scheduler={"use_dynamic_shifting": True, "shift_terminal": 0.02},
+    ),
+    "ovis_image": Family(
+        "OvisImagePipeline",
+        "OvisImageTransformer2DModel",
+        {
+            "in_channels": 16,
+            "out_channels": 16,
+            "num_layers": 1,
+            "num_single_layers": 1,
+            "attention_head_dim": 16,
+            "num_attention_heads": 2,
+            "joint_attention_dim": 32,
+            "axes_dims_rope": (4, 6, 6),
+        },
+        calls.ovis_image,
+        clock=0,
+        passes=2,
+        mixes=True,
+        scheduler={"use_dynamic_shifting": True},
+    ),
+    "longcat_image": Family(
+        "LongCatImagePipeline",
+        "LongCatImageTransformer2DModel",
+        {
+            "in_channels": 64,  # of 16 latent channels, which its pipelines count on
+            "num_layers": 1,
+            "num_single_layers": 1,
+            "attention_head_dim": 16,
+            "num_attention_heads": 2,
+            "joint_attention_dim": 32,
+            "axes_dims_rope": (4, 6, 6),
+        },
+        calls.longcat_image,
+        clock=0,
+        passes=2,
+        mixes=True,
+        scheduler={"use_dynamic_shifting": True},
+        missing=("vae", "text_processor"),
+        parts=longcat_image_parts,
     ),
 }

@@ -24,7 +24,7 @@ from tests.family import repeated
 from tests.staged import MIXED, STAGED
 
 
-def record_call(family, pipe):
+def record_call(family, pipe, **asked):
     """The first call of a plain run, by name."""
     calls = []
 
@@ -32,7 +32,7 @@ def record_call(family, pipe):
         calls.append(call_by_name(module, args, kwargs))
 
     with pipe.transformer.register_forward_pre_hook(record, with_kwargs=True):
-        family.draw(pipe)
+        family.draw(pipe, **asked)
     return calls[0]
 
 
@@ -60,6 +60,19 @@ def test_recomputed_positions_of_the_full_grid_are_the_model_s_own(name):
     assert (predict(-layout.positions("fine") / 2) - own).abs().max() > 1e-3
     undo()
     assert adapter.unembed(transformer(**call), layout).equal(own)
+
+
+@pytest.mark.parametrize("name", ["chroma", "flux", "flux2", "longcat_image", "ovis_image"])
+def test_ids_of_a_coarse_grid_are_those_of_a_smaller_picture(name):
+    family = FAMILIES[name]
+    pipe = family.make()
+    adapter = find_adapter(pipe.transformer)
+    call, smaller = record_call(family, pipe), record_call(family, pipe, height=32, width=48)
+    layout = TokenLayout.whole(4, 6, 2, adapter.patch_px)
+    tokens = adapter.unembed([smaller["hidden_states"]], layout)
+    entered = adapter.embed(call, tokens, layout, layout.positions("native"))
+    assert entered["hidden_states"].equal(smaller["hidden_states"])
+    assert entered["img_ids"].equal(smaller["img_ids"].float())
 
 
 def test_a_place_between_entries_of_a_table_has_their_mean():
