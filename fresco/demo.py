@@ -153,10 +153,8 @@ def _call(
     pipe: FluxPipeline, request: DemoRequest, index: int, steps: int, on_step: Callable[[int], None]
 ) -> tuple[Tensor, float, float]:
     """One picture [1, 3, 256, 256], seconds of its loop, and of the whole call."""
-    timer = LoopTimer(on_step)
-    handle = pipe.transformer.register_forward_pre_hook(timer.before_forward)
     start_s = time.perf_counter()
-    try:
+    with LoopTimer(pipe, on_step) as timer:
         images = pipe(
             request.prompts[index],
             num_inference_steps=steps,
@@ -164,10 +162,7 @@ def _call(
             generator=torch.Generator().manual_seed(request.seed + index),
             max_sequence_length=MAX_TOKENS,
             output_type="pt",
-            callback_on_step_end=timer.on_step_end,
         ).images
-    finally:
-        handle.remove()
     call_s = time.perf_counter() - start_s
     return images.float().cpu(), timer.loop_s, call_s
 

@@ -113,21 +113,17 @@ class Bench:
 
     def _loop_s(self, steps: int) -> float:
         """Seconds of one denoising loop."""
-        timer, run = LoopTimer(lambda _: None), self.config.run
-        hook = self.pipe.transformer.register_forward_pre_hook(timer.before_forward)
+        run = self.config.run
         sizes = {"height": run.height, "width": run.width, "num_frames": run.frames}
         takes = inspect.signature(type(self.pipe).__call__).parameters
         given = self._embeddings() | {k: v for k, v in sizes.items() if k in takes}
-        try:
+        with LoopTimer(self.pipe) as timer:
             self.pipe(
                 **given,
                 num_inference_steps=steps,
                 generator=torch.Generator().manual_seed(0),
                 output_type="latent",
-                callback_on_step_end=timer.on_step_end,
             )
-        finally:
-            hook.remove()
         return timer.loop_s
 
     def _embeddings(self) -> dict[str, torch.Tensor]:

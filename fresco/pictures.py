@@ -133,23 +133,19 @@ def call_pipe(
     unknown = sorted(given.keys() - inspect.signature(type(pipe).__call__).parameters)
     if unknown:
         raise PictureError(where, expected, f"{', '.join(unknown)} in it", "Leave them out.")
-    timer = LoopTimer(on_step)
-    handle = pipe.transformer.register_forward_pre_hook(timer.before_forward)
     try:
-        images = pipe(  # its first output: .images, or .frames of a video
-            request.prompt,
-            generator=torch.Generator().manual_seed(request.seed),
-            output_type=output_type,
-            callback_on_step_end=timer.on_step_end,
-            **_defaults(request.model) | given,
-        )[0]
+        with LoopTimer(pipe, on_step) as timer:
+            images = pipe(  # its first output: .images, or .frames of a video
+                request.prompt,
+                generator=torch.Generator().manual_seed(request.seed),
+                output_type=output_type,
+                **_defaults(request.model) | given,
+            )[0]
     except FrescoError:
         raise
     except ValueError as error:  # how pipelines refuse sizes and the like
         got, fix = " ".join(str(error).split()), "Correct the options, or the recipe's baseline."
         raise PictureError(where, expected, got, fix) from error
-    finally:
-        handle.remove()
     return images, timer.loop_s
 
 

@@ -75,7 +75,7 @@ class How:
     guidance: float = GUIDANCE_SCALE
 
 
-def sample(pipe: FluxPipeline, prompts: Sequence[str], steps: int, how: How, **more: Any) -> Tensor:
+def sample(pipe: FluxPipeline, prompts: Sequence[str], steps: int, how: How) -> Tensor:
     """Sample one picture per prompt in one call; nothing is kept.
 
     Args:
@@ -83,7 +83,6 @@ def sample(pipe: FluxPipeline, prompts: Sequence[str], steps: int, how: How, **m
         prompts: Captions.
         steps: Requested solver steps.
         how: Seed of the first picture and guidance; the batch is all of them.
-        more: Further arguments of the call.
 
     Returns:
         Float32 [b, 3, h, w] in [0, 1], on the CPU.
@@ -96,7 +95,6 @@ def sample(pipe: FluxPipeline, prompts: Sequence[str], steps: int, how: How, **m
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         max_sequence_length=MAX_TOKENS,
         output_type="pt",
-        **more,
     ).images
     return images.float().cpu()
 
@@ -237,13 +235,9 @@ def _sample(
     pipe: FluxPipeline, prompts: Sequence[str], how: How, steps: int
 ) -> tuple[Tensor, float, float]:
     """Pictures from the seed of `how` on, uint8 [b, 3, h, w], seconds of their loop and call."""
-    timer = LoopTimer(lambda _: None)
     start_s = time.perf_counter()
-    hook = pipe.transformer.register_forward_pre_hook(timer.before_forward)
-    try:
-        images = sample(pipe, prompts, steps, how, callback_on_step_end=timer.on_step_end)
-    finally:
-        hook.remove()
+    with LoopTimer(pipe) as timer:
+        images = sample(pipe, prompts, steps, how)
     call_s = time.perf_counter() - start_s
     return (images.clamp(0, 1) * 255).round().byte(), timer.loop_s, call_s
 
