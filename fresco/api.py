@@ -167,6 +167,7 @@ def accelerate(pipe: Any, recipe: str | Path | Mapping[str, Any] | Recipe) -> Ac
             raise AdapterError(_WHERE, f"a pipeline with a {name}", got, fix)
     check_unwrapped(pipe.transformer)
     adapter = find_adapter(pipe.transformer)
+    adapter.meet(pipe)
     check_model(pipe, checked)
     if checked.stages and adapter.model == "any":
         message = f"{type(pipe.transformer).__name__} has no adapter: whole-grid stages only"

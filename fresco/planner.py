@@ -152,6 +152,7 @@ def plan(
     profile = load_device(device) if isinstance(device, str) else device
     pipe = _resolve(pipe_or_config)
     adapter = find_adapter(pipe.transformer)
+    adapter.meet(pipe)
     check_model(pipe, checked)
     if checked.stages:
         check_layouts(adapter, checked)

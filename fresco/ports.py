@@ -54,6 +54,9 @@ class AbstractModelAdapter(ABC):
     def __init__(self, transformer: Any) -> None:
         self.config = transformer.config
 
+    def meet(self, pipe: Any) -> None:  # noqa: B027
+        """Note what only the config of the pipeline, or of a sketch of one, says of its plans."""
+
     def check(self, pipe: Any) -> None:  # noqa: ARG002
         """Raise `AdapterError` for pipelines of this model that staged recipes cannot drive.
 
