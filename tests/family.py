@@ -37,6 +37,7 @@ class Family:
         zoom: Image px along a side of a token, over 16.
         is_prompt_first: Whether a doubled batch begins with the prompt's half, and guidance
             adds to that.
+        adds_to_prompt: Whether guidance by two calls adds to the prompt's prediction.
         is_frames_first: Whether latents are [b, f, c, h, w].
         is_picture_sized: Whether a picture that is asked with says how large the result is.
         missing: Components that are left out.
@@ -59,6 +60,7 @@ class Family:
     mixes: bool = False
     zoom: int = 1
     is_prompt_first: bool = False
+    adds_to_prompt: bool = False
     is_frames_first: bool = False
     is_picture_sized: bool = False
     missing: tuple[str, ...] = ("vae", "text_encoder", "tokenizer")

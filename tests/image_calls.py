@@ -34,6 +34,17 @@ def qwen_image() -> dict[str, Any]:
     }
 
 
+def krea2() -> dict[str, Any]:
+    """Of three layers of the text encoder, padded in the middle as its template is."""
+    masks = torch.tensor([[[1, 1, 1, 0, 1]], [[1, 1, 0, 0, 1]]], dtype=torch.bool)
+    return guided(
+        prompt_embeds=noise(1, 5, 3, 32),
+        prompt_embeds_mask=masks[0],
+        negative_prompt_embeds=noise(1, 5, 3, 32, seed=2),
+        negative_prompt_embeds_mask=masks[1],
+    )
+
+
 def lumina2() -> dict[str, Any]:
     everything = torch.ones(1, 5, dtype=torch.bool)
     # off, for it rescales by a norm, which restriction changes

@@ -102,8 +102,8 @@ def test_coarse_steps_are_those_of_the_coarse_model(family, pipe):
 
 
 EVEN = {  # before the shift; other pipelines leave that to the scheduler, or have their own
-    "chroma", "flux", "hunyuan_image", "hunyuan_video", "hunyuan_video_15", "longcat_image",
-    "ltx", "ltx2", "lumina2", "ovis_image", "qwen_image", "z_image",
+    "chroma", "flux", "hunyuan_image", "hunyuan_video", "hunyuan_video_15", "krea2",
+    "longcat_image", "ltx", "ltx2", "lumina2", "ovis_image", "qwen_image", "z_image",
 }  # fmt: skip
 
 

@@ -51,7 +51,8 @@ def guided(family, said):
         given, without = said
     else:
         return said[0]
-    prediction = without + family.asked()["guidance_scale"] * (given - without)
+    scale = family.asked()["guidance_scale"] + family.adds_to_prompt
+    prediction = without + scale * (given - without)
     return -prediction if family.is_negated else prediction
 
 
