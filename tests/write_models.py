@@ -26,20 +26,20 @@ family's real diffusers pipeline with tiny random weights on a CPU, with whole-g
 ones in that column): `yes` is a finite picture with the technique at work, anything else the
 reason. It says nothing about picture quality. FLUX.1, the first family, has [a matrix of its
 own](combinations.md) beside its row. PixArt and CogVideoX run with DDIM, not with the schedulers
-that their pipelines bring ([why](../explanation/noise.md)). `img2img` starts from a noisy picture,
-at strength 0.7; so do the inpainting pipelines of FLUX.1 and SD3, FLUX.1 Fill and Kontext
-inpainting (`pytest tests/test_start.py`), and all others are refused. ControlNets work with stages
-on FLUX.1 and SD3 (`pytest tests/test_controlnet.py`); residuals of others are refused. Pictures as
-conditions work with stages, whole-grid and mixed: reference pictures of FLUX.1 Kontext and
-Qwen-Image-Edit (Plus) keep their resolution, the mask and picture of FLUX.1 Fill and Control are
-averaged without a swap of noise, and what Kontext does not inpaint stays (`pytest
-tests/test_conditions.py`). So do videos from a picture: its channels are averaged (HunyuanVideo
-`latent_concat` and SkyReels, HunyuanVideo 1.5, Wan 2.1, CogVideoX 1.0 and 1.5), a first frame
-that is given keeps its tokens (HunyuanVideo `token_replace`, Wan 2.2 TI2V; `pytest
-tests/test_videos_from_pictures.py tests/test_hunyuan_video_15_from_a_picture.py`). The sound of
-LTX-2 keeps its tokens and is stepped at the
-noise levels of the video (`pytest tests/test_ltx2.py`); its pipelines for pictures are refused. On
-Wan 2.2, quantization, caches and compilation are on both transformers (`pytest
+that their pipelines bring ([why](../explanation/noise.md)). `img2img` starts from a noisy
+picture, at strength 0.7; so do the inpainting pipelines of FLUX.1 and SD3, FLUX.1 Fill and
+Kontext inpainting (`pytest tests/test_start.py`), and all others are refused. ControlNets work
+with stages on FLUX.1 and SD3 (`pytest tests/test_controlnet.py`); residuals of others are
+refused. Pictures as conditions work with stages, whole-grid and mixed: reference pictures of
+FLUX.1 Kontext, Qwen-Image-Edit (Plus) and LongCat-Image-Edit keep their resolution, the mask and
+picture of FLUX.1 Fill and Control are averaged without a swap of noise, and what Kontext does not
+inpaint stays (`pytest tests/test_conditions.py tests/test_longcat_image_edit.py`). So do videos
+from a picture: its channels are averaged (HunyuanVideo `latent_concat` and SkyReels, HunyuanVideo
+1.5, Wan 2.1, CogVideoX 1.0 and 1.5), a first frame that is given keeps its tokens (HunyuanVideo
+`token_replace`, Wan 2.2 TI2V; `pytest tests/test_videos_from_pictures.py
+tests/test_hunyuan_video_15_from_a_picture.py`). The sound of LTX-2 keeps its tokens and is
+stepped at the noise levels of the video (`pytest tests/test_ltx2.py`); its pipelines for pictures
+are refused. On Wan 2.2, quantization, caches and compilation are on both transformers (`pytest
 tests/test_two_transformers.py`). For `cache_dit`, which computes the first block of every list,
 lists of one tiny block were given a second.
 """
