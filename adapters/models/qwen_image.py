@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from fresco.layout import TokenLayout
 from fresco.ports import register_adapter
@@ -56,7 +57,8 @@ class QwenImageAdapter(PackedAdapter):
             shapes = [[(1, rows, columns), *conditions] for _, *conditions in call["img_shapes"]]
             return entered | {"img_shapes": shapes}
         middle = torch.tensor([-(-side // 2) for side in layout.sides.shape])
-        self._rotations = self._rotate(positions - middle).to(hidden.device)
+        places = pad(positions - middle, (1, 0))  # the frame is the first, 0
+        self._rotations = rotations(places, self.config.axes_dims_rope).to(hidden.device)
         self._n_fine = layout.sides.numel()
         return entered
 
@@ -72,18 +74,18 @@ class QwenImageAdapter(PackedAdapter):
         call = super().example_call(transformer, n_tokens, n_text_tokens)
         return {**call, "img_shapes": [[(1, *near_square(n_tokens))]]}
 
-    def _rotate(self, positions: Tensor) -> Tensor:
-        """Rotations of positions [m, 2] from the middle; the frame is the first, 0."""
-        frame, *sides = self.config.axes_dims_rope
-        angles = [torch.zeros(len(positions), frame // 2)]
-        for position, d in zip(positions.unbind(dim=1), sides, strict=True):
-            frequencies = 10000 ** -(torch.arange(0, d, 2).float() / d)
-            angles.append(position[:, None] * frequencies)
-        angle = torch.cat(angles, dim=1)
-        return torch.polar(torch.ones_like(angle), angle)
-
     def _after_positions(self, _module: nn.Module, _given: object, output: Any) -> Any:
         if self._rotations is None:
             return None
         picture, text = output
         return torch.cat((self._rotations, picture[self._n_fine :])), text
+
+
+def rotations(places: Tensor, widths: Sequence[int]) -> Tensor:
+    """Rotations at places, float32 [n, axes], as wide as each axis is: complex64 [n, d / 2]."""
+    angles = []
+    for place, d in zip(places.unbind(dim=1), widths, strict=True):
+        frequencies = 10000 ** -(torch.arange(0, d, 2).float() / d)
+        angles.append(place[:, None] * frequencies)
+    angle = torch.cat(angles, dim=1)
+    return torch.polar(torch.ones_like(angle), angle)
