@@ -35,6 +35,8 @@ class Family:
         is_negated: Whether the pipeline or its scheduler negates what the transformer returns.
         mixes: Whether it takes mixed layouts.
         zoom: Image px along a side of a token, over 16.
+        slot: The transformer's tokens in one of fresco's; if several, they are single latent
+            pixels, and text comes before them.
         is_prompt_first: Whether a doubled batch begins with the prompt's half, and guidance
             adds to that.
         adds_to_prompt: Whether guidance by two calls adds to the prompt's prediction.
@@ -59,6 +61,7 @@ class Family:
     is_negated: bool = False
     mixes: bool = False
     zoom: int = 1
+    slot: int = 1
     is_prompt_first: bool = False
     adds_to_prompt: bool = False
     is_frames_first: bool = False

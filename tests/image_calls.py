@@ -34,6 +34,11 @@ def qwen_image() -> dict[str, Any]:
     }
 
 
+def qwen_image_21() -> dict[str, Any]:
+    mask = torch.tensor([[1, 1, 1, 1, 0]], dtype=torch.bool)
+    return {"prompt_embeds": noise(1, 5, 32), "prompt_embeds_mask": mask}
+
+
 def krea2() -> dict[str, Any]:
     """Of three layers of the text encoder, padded in the middle as its template is."""
     masks = torch.tensor([[[1, 1, 1, 0, 1]], [[1, 1, 0, 0, 1]]], dtype=torch.bool)

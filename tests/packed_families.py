@@ -1,10 +1,10 @@
-"""Families of pictures whose pipeline packs 2 x 2 latent pixels into a token."""
+"""Families of pictures whose pipeline makes tokens: of 2 x 2 latent pixels, or of one."""
 
 from __future__ import annotations
 
 from tests import image_calls as calls
 from tests.family import Family
-from tests.readers import longcat_image_parts
+from tests.readers import longcat_image_parts, qwen_image_21_parts
 
 PACKED = {
     "flux": Family(
@@ -81,6 +81,27 @@ PACKED = {
         clock=0,
         mixes=True,
         scheduler={"use_dynamic_shifting": True, "shift_terminal": 0.02},
+    ),
+    "qwen_image_21": Family(
+        "QwenImage21Pipeline",
+        "QwenImage21Transformer2DModel",
+        {
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_layers": 2,
+            "attention_head_dim": 16,
+            "num_attention_heads": 2,
+            "context_in_dim": 32,
+            "axes_dims_rope": (4, 6, 6),
+        },
+        calls.qwen_image_21,
+        clock=0,
+        mixes=True,
+        zoom=2,
+        slot=4,
+        scheduler={"use_dynamic_shifting": True, "shift_terminal": 0.02},
+        missing=("vae", "text_encoder"),
+        parts=qwen_image_21_parts,
     ),
     "ovis_image": Family(
         "OvisImagePipeline",

@@ -1,4 +1,4 @@
-"""A text encoder and its tokenizer, for pipelines that take no embeddings."""
+"""What stands for text encoders and their tokenizers, where pipelines ask them for something."""
 
 from __future__ import annotations
 
@@ -36,3 +36,16 @@ class Reader(torch.nn.Module):
 
 def longcat_image_parts() -> dict[str, Any]:
     return {"text_encoder": Reader(32), "tokenizer": Letters()}
+
+
+class Processor:
+    """Of a text encoder: Qwen-Image 2.1 asks it for the lengths of its templates."""
+
+    tokenizer = SimpleNamespace(encode=lambda _: [0])
+
+    def apply_chat_template(self, *_: object, **__: object) -> list[list[int]]:
+        return [[0]]
+
+
+def qwen_image_21_parts() -> dict[str, Any]:
+    return {"processor": Processor()}

@@ -58,7 +58,7 @@ def test_coarse_steps_are_those_of_the_coarse_model(family, pipe):
         assert noise / (signal + noise) == pytest.approx(step.sigma, abs=1e-3)
         seen = watch.seen[k * family.passes][:b]
         if seen.ndim == 3:  # packed
-            assert seen.shape[1] == step.n_tokens
+            assert seen.shape[1] == family.slot * step.n_tokens
             continue
         patch = accelerated._middleware.adapter.patch_px
         assert seen[0, 0].numel() == step.n_tokens * patch**2 * family.patch_frames
@@ -69,6 +69,8 @@ def test_coarse_steps_are_those_of_the_coarse_model(family, pipe):
     if is_packed and family.frames > 1:  # frame after frame
         frames = coarse.unflatten(1, (-1, family.frames))
         expected = torch.einsum("bcfhw->bfhwc", frames).flatten(1, 3)
+    elif family.slot > 1:
+        expected = torch.einsum("bchw->bhwc", coarse).flatten(1, 2)
     else:
         expected = cut_patches(coarse, 2).flatten(2) if is_packed else coarse
     n_frames = family.frames * family.patch_frames
@@ -80,7 +82,8 @@ def test_coarse_steps_are_those_of_the_coarse_model(family, pipe):
         before, after = (watch.seen[i * family.passes][:b] for i in (k, k + 1))
         if not is_packed:
             before, after = before[:, :channels], after[:, :channels]
-        said = guided(family, said)[:, : before.shape[1]]  # behind it may be a variance
+        said, n = guided(family, said), before.shape[1]
+        said = said[:, -n:] if family.slot > 1 else said[:, :n]  # behind it may be a variance
         now, then = (
             coefficients(family, pipe.scheduler, watch.times[i * family.passes]) for i in (k, k + 1)
         )
@@ -103,7 +106,8 @@ def test_coarse_steps_are_those_of_the_coarse_model(family, pipe):
 
 EVEN = {  # before the shift; other pipelines leave that to the scheduler, or have their own
     "chroma", "flux", "hunyuan_image", "hunyuan_video", "hunyuan_video_15", "krea2",
-    "longcat_image", "ltx", "ltx2", "lumina2", "ovis_image", "qwen_image", "z_image",
+    "longcat_image", "ltx", "ltx2", "lumina2", "ovis_image", "qwen_image", "qwen_image_21",
+    "z_image",
 }  # fmt: skip
 
 
@@ -161,7 +165,9 @@ def test_mixed_stages_run_or_are_refused_with_the_reason(family, pipe):
             assert tokens == [6, 6, 12, 12, 24, 24]
             patch = accelerated._middleware.adapter.patch_px**2 * family.patch_frames
         seen = watch.seen[:: family.passes]
-        counts = [x.shape[1] if x.ndim == 3 else x[0, 0].numel() // patch for x in seen]
+        counts = [
+            x.shape[1] / family.slot if x.ndim == 3 else x[0, 0].numel() // patch for x in seen
+        ]
         assert [count / family.frames for count in counts] == [6, 6, 12, 12, 24, 24]
         del pipe.transformer.forward
         assert traces(pipe) == before
