@@ -199,3 +199,18 @@ def test_a_pixart_that_predicts_anything_else_is_refused():
     pipe.transformer.register_to_config(out_channels=5)
     with pytest.raises(errors.AdapterError, match=r"noise \(4 channels\), .*got 5 channels"):
         fresco.accelerate(pipe, STAGED)
+
+
+def test_qwen_image_counts_coarse_units_from_the_middle_of_the_cells():
+    family = FAMILIES["qwen_image"]
+    pipe = family.make()
+    call, adapter = record_call(family, pipe), find_adapter(pipe.transformer)
+    sides = torch.tensor([[2, 2, 1, 1, 2, 2]]).repeat(
+        4, 1
+    )  # cells at both sides
+    layout = TokenLayout(sides, adapter.patch_px)
+    tokens = torch.zeros(1, layout.n_tokens, 4, 2, 2)
+    adapter.embed(call, tokens, layout, layout.positions("coarse", 2))
+    of_cells = pipe.transformer.pos_embed([(1, 2, 3)], max_txt_seq_len=5)[0].unflatten(0, (2, 3))
+    got = adapter._rotations[layout.token_sides == 2].unflatten(0, (2, 2))
+    torch.testing.assert_close(got, of_cells[:, ::2])

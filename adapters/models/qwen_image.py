@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from fresco.layout import TokenLayout
+from fresco.layout import SIDES, TokenLayout
 from fresco.ports import register_adapter
 
 from .arguments import near_square, no_stages
@@ -56,7 +56,8 @@ class QwenImageAdapter(PackedAdapter):
             rows, columns = layout.cells(layout.sides_used[0])
             shapes = [[(1, rows, columns), *conditions] for _, *conditions in call["img_shapes"]]
             return entered | {"img_shapes": shapes}
-        middle = torch.tensor([-(-side // 2) for side in layout.sides.shape])
+        cells = layout.cells(coarse_unit(layout, positions) or 1)
+        middle = torch.tensor([-(-side // 2) for side in cells])
         places = pad(positions - middle, (1, 0))  # the frame is the first, 0
         self._rotations = rotations(places, self.config.axes_dims_rope).to(hidden.device)
         self._n_fine = layout.sides.numel()
@@ -79,6 +80,11 @@ class QwenImageAdapter(PackedAdapter):
             return None
         picture, text = output
         return torch.cat((self._rotations, picture[self._n_fine :])), text
+
+
+def coarse_unit(layout: TokenLayout, positions: Tensor) -> int | None:
+    """The side of the cells that positions count; None where they count fine tokens' centres."""
+    return next((side for side in SIDES if positions.equal(layout.positions("coarse", side))), None)
 
 
 def rotations(places: Tensor, widths: Sequence[int]) -> Tensor:

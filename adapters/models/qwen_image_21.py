@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fresco.layout import SIDES, TokenLayout
+from fresco.layout import TokenLayout
 from fresco.ports import register_adapter
 from fresco.transfer import cut_patches, join_patches
 
 from .arguments import ArgumentsAdapter, no_stages
-from .qwen_image import rotations
+from .qwen_image import coarse_unit, rotations
 
 _DEFAULT_PX = 1024  # of both sides: the pipeline's `output_resolution`
 _SLOT = 4  # of the transformer's tokens, 2 x 2, which the encoder sees as one
@@ -156,7 +156,7 @@ def _places(layout: TokenLayout, positions: Tensor) -> Tensor:
     in cells of the coarsest side, so much less; at an anchor they are that slot's own tokens.
     """
     sides = layout.token_sides.float()
-    unit = next((s for s in SIDES if positions.equal(layout.positions("coarse", s))), None)
+    unit = coarse_unit(layout, positions)
     spread = sides if unit is None else sides / unit if unit > 1 else torch.ones_like(sides)
     first = (1 - sides) / 2 if unit is None else torch.zeros_like(sides)
     corners = 2 * positions + first[:, None] - torch.tensor(layout.cells(unit or 1))
