@@ -94,7 +94,7 @@ def run(
                 name = request.prompt[:40]
 
                 def on_step(step: int, name: str = name) -> None:
-                    advance(name, step + 1, pipe.num_timesteps)
+                    advance(name, step + 1, len(pipe.scheduler.timesteps))
 
                 seconds = make_picture(pipe, request, path, on_step)
                 bar.console.print(f"Wrote {path} ({seconds:.2f} s in the loop).", soft_wrap=True)

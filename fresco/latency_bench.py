@@ -47,6 +47,7 @@ class Bench:
         self.steps = steps or config.run.steps
         self.pipe = build_pipe(config, device, torch.bfloat16)
         self.adapter = find_adapter(self.pipe.transformer)
+        self.adapter.meet(self.pipe)
         self.eager_s: list[float] = []  # of the plain loop
         self.overhead: dict[str, Any] | None = None
 

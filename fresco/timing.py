@@ -35,9 +35,11 @@ class LoopTimer:
         return self.end_s - self.start_s
 
     def __enter__(self) -> Self:
-        hook = self.pipe.transformer.register_forward_pre_hook(self._before_forward)
+        unwrap = wrap_method(self.pipe.scheduler, "step", self._around_step, self._on_copy)
+        self._undo.callback(unwrap)
+        transformer: torch.nn.Module = self.pipe.transformer
+        hook = transformer.register_forward_pre_hook(self._before_forward, prepend=True)
         self._undo.callback(hook.remove)
-        self._undo.callback(wrap_method(self.pipe.scheduler, "step", self._around_step))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -45,6 +47,10 @@ class LoopTimer:
 
     def _before_forward(self, transformer: torch.nn.Module, _given: object) -> None:
         self.start_s = self.start_s or now_s(next(transformer.parameters()))
+
+    def _on_copy(self, _scheduler: object) -> None:
+        """A copy of the scheduler has made a step of its own, of sound or of a part of a video."""
+        self.end_s = now_s(next(self.pipe.transformer.parameters()))
 
     def _around_step(
         self, step: Callable[..., Any], given: tuple[Any, ...], named: dict[str, Any]

@@ -11,8 +11,6 @@ from fresco.errors import RecipeError
 from fresco.output import OutputError
 from fresco.reference import load
 from fresco.reference.captions import CaptionError, parse
-from fresco.timing import LoopTimer
-from tests.conftest import draw_latents, traces
 from tests.reference_parts import assemble_untrained
 
 KEYS = {
@@ -104,17 +102,6 @@ def test_bad_input_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
     ):
         with pytest.raises(error, match=message):
             run_demo(request)
-
-
-def test_loop_timer_measures_from_the_first_call_to_the_last_step(tiny_flux_pipe, monkeypatch):
-    clock, steps = itertools.count(10), []
-    before = traces(tiny_flux_pipe)
-    monkeypatch.setattr("fresco.timing.time.perf_counter", lambda: next(clock))
-    with LoopTimer(tiny_flux_pipe, steps.append) as timer:
-        draw_latents(tiny_flux_pipe, num_inference_steps=3)  # 10; 11, 12, 13
-    assert timer.loop_s == 3
-    assert steps == [0, 1, 2]
-    assert traces(tiny_flux_pipe) == before
 
 
 def test_sheets_take_any_number_of_pictures(tmp_path):

@@ -205,12 +205,15 @@ def test_qwen_image_counts_coarse_units_from_the_middle_of_the_cells():
     family = FAMILIES["qwen_image"]
     pipe = family.make()
     call, adapter = record_call(family, pipe), find_adapter(pipe.transformer)
-    sides = torch.tensor([[2, 2, 1, 1, 2, 2]]).repeat(
-        4, 1
-    )  # cells at both sides
+    sides = torch.tensor([[2, 2, 1, 1, 2, 2]] * 4)
     layout = TokenLayout(sides, adapter.patch_px)
     tokens = torch.zeros(1, layout.n_tokens, 4, 2, 2)
-    adapter.embed(call, tokens, layout, layout.positions("coarse", 2))
-    of_cells = pipe.transformer.pos_embed([(1, 2, 3)], max_txt_seq_len=5)[0].unflatten(0, (2, 3))
-    got = adapter._rotations[layout.token_sides == 2].unflatten(0, (2, 2))
-    torch.testing.assert_close(got, of_cells[:, ::2])
+    of_cells, of_text = pipe.transformer.pos_embed([(1, 2, 3)], max_txt_seq_len=5)
+    undo = adapter.attach(pipe.transformer, {"coarse"})
+    entered = adapter.embed(call, tokens, layout, layout.positions("coarse", 2))
+    got, text = pipe.transformer.pos_embed(entered["img_shapes"][0], max_txt_seq_len=5)
+    undo()
+    assert len(got) == layout.n_tokens
+    got = got[layout.token_sides == 2].unflatten(0, (2, 2))
+    torch.testing.assert_close(got, of_cells.unflatten(0, (2, 3))[:, ::2])
+    assert text.equal(of_text)

@@ -157,7 +157,7 @@ def test_pictures_and_text_that_all_videos_share_are_selected_as_they_are(n_pict
     assert all(part[key] is value for key, value in shared.items())
 
 
-SHARED = {name: FAMILIES[name] for name in ("hunyuan_video", "cogview4")}
+SHARED = {name: FAMILIES[name] for name in ("hunyuan_video", "cogview4", "qwen_image_21")}
 SHARED["wan_ti2v"] = FROM_PICTURES["wan_ti2v"]
 
 

@@ -28,9 +28,7 @@ from fresco.recipe import load_recipe
 from fresco.specimen import make_specimen
 from fresco.validation import Judge, pictures_record
 from tests.command import run
-from tests.families import FAMILIES
 from tests.reference_parts import assemble_untrained
-from tests.staged import STAGED
 
 SIZE = ("--steps", "4", "--height", "64", "--width", "64")
 
@@ -249,15 +247,3 @@ def test_what_a_pipeline_does_not_take_is_a_clear_error(tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     with pytest.raises(PictureError, match="a whole pipeline of diffusers"):
         load_pipe(str(tmp_path))
-
-
-@pytest.mark.parametrize("recipe", [None, STAGED])
-def test_a_pipeline_without_callbacks_is_timed_too(recipe):
-    pipe, steps = FAMILIES["longcat_image"].make(), []
-    pipe.rewire_prompt = lambda prompt, _device: prompt
-    asked = PictureRequest("x", None, "a ring", steps=6, guidance=2.0, height=64, width=96)
-    with fresco.accelerate(pipe, recipe or "identity"):
-        latents, loop_s = call_pipe(pipe, asked, steps.append, "latent")
-    assert latents.shape == (1, 24, 64)
-    assert loop_s > 0
-    assert steps == [*range(7 if recipe else 6)]

@@ -182,3 +182,9 @@ def test_noise_levels_of_the_pipeline_s_own_are_refused(pipe):
     plain = FAMILY.draw(pipe)
     with fresco.accelerate(pipe, "identity"):
         assert FAMILY.draw(pipe).equal(plain)
+
+
+def test_a_text_that_sees_the_picture_is_refused(pipe):
+    pipe.transformer.register_to_config(causal_condition=False)
+    with pytest.raises(errors.AdapterError, match="causal_condition=False"):
+        fresco.accelerate(pipe, STAGED)

@@ -37,6 +37,7 @@ def make_readme(text):
         cells = [cell(row, *column) for _, *column in COLUMNS]
         lines.append(f"| {row['name']} | {row['steps']} | {' | '.join(cells)} |")
     measured = f"{report['n_prompts']} held-out captions, {report['how']['batch']} per call"
+    measured += f", {report['dtype']}"
     lines += ["", f"{measured}, {report['hardware']}, {report['date']}.", ""]
     changed, n = BETWEEN.subn(lambda found: found[1] + "\n".join(lines) + "\n" + found[2], text)
     assert n == 1, "README needs comments around the table"

@@ -29,7 +29,6 @@ class Krea2Adapter(PackedAdapter):
 
     model: ClassVar[str] = "Krea2Transformer2DModel"
     text_width: ClassVar[str] = "text_hidden_dim"
-    residuals: ClassVar[tuple[str, ...]] = ()
     batched: ClassVar[tuple[str, ...]] = (*PackedAdapter.batched, "encoder_attention_mask")
     _is_distilled = False
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from fresco.layout import SIDES, TokenLayout
+from fresco.layout import TokenLayout
 from fresco.ports import register_adapter
 
 from .arguments import near_square, no_stages
 from .packed import PackedAdapter
+from .qwen_positions import QwenPositions, coarse_unit, rotations
 
 
 @register_adapter
-class QwenImageAdapter(PackedAdapter):
+class QwenImageAdapter(QwenPositions, PackedAdapter):
     """`QwenImageTransformer2DModel`: shapes of whole grids at its root, rotations of mixed ones.
 
     Guidance of the pipeline rescales by the norm of every token's prediction, which does not
@@ -35,8 +36,7 @@ class QwenImageAdapter(PackedAdapter):
         "guidance",
         "img_shapes",
     )
-    _rotations: Tensor | None = None  # complex64 [m, d / 2], of the picture's tokens in this call
-    _n_fine = 0
+    _n_cells = 0  # for which the model makes rotations, before those of conditions
 
     def check(self, pipe: Any) -> None:
         if self.config.zero_cond_t:
@@ -49,27 +49,20 @@ class QwenImageAdapter(PackedAdapter):
     def embed(
         self, call: Mapping[str, Any], tokens: Tensor, layout: TokenLayout, positions: Tensor
     ) -> dict[str, Any]:
-        hidden = self.swap(call["hidden_states"], tokens, layout)
+        rows, columns = layout.cells(coarse_unit(layout, positions) or 1)
+        entered = {
+            **call,
+            "hidden_states": self.swap(call["hidden_states"], tokens, layout),
+            "img_shapes": [[(1, rows, columns), *others] for _, *others in call["img_shapes"]],
+        }
         self._rotations = None
-        entered = {**call, "hidden_states": hidden}
-        if positions.equal(layout.positions("native")):
-            rows, columns = layout.cells(layout.sides_used[0])
-            shapes = [[(1, rows, columns), *conditions] for _, *conditions in call["img_shapes"]]
-            return entered | {"img_shapes": shapes}
-        cells = layout.cells(coarse_unit(layout, positions) or 1)
-        middle = torch.tensor([-(-side // 2) for side in cells])
-        places = pad(positions - middle, (1, 0))  # the frame is the first, 0
-        self._rotations = rotations(places, self.config.axes_dims_rope).to(hidden.device)
-        self._n_fine = layout.sides.numel()
+        if not positions.equal(layout.positions("native")):
+            places = positions - torch.tensor([-(-rows // 2), -(-columns // 2)])
+            places = pad(places, (1, 0))  # the frame is the first, 0
+            own = rotations(places, self.config.axes_dims_rope)
+            self._rotations = own.to(call["hidden_states"].device)
+            self._n_cells = rows * columns
         return entered
-
-    def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
-        positions: nn.Module = transformer.pos_embed
-        return positions.register_forward_hook(self._after_positions).remove
-
-    def aim(self, call: Mapping[str, Any], layout: TokenLayout | None) -> None:
-        if layout is None and not call:
-            self._rotations = None
 
     def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
         call = super().example_call(transformer, n_tokens, n_text_tokens)
@@ -79,19 +72,4 @@ class QwenImageAdapter(PackedAdapter):
         if self._rotations is None:
             return None
         picture, text = output
-        return torch.cat((self._rotations, picture[self._n_fine :])), text
-
-
-def coarse_unit(layout: TokenLayout, positions: Tensor) -> int | None:
-    """The side of the cells that positions count; None where they count fine tokens' centres."""
-    return next((side for side in SIDES if positions.equal(layout.positions("coarse", side))), None)
-
-
-def rotations(places: Tensor, widths: Sequence[int]) -> Tensor:
-    """Rotations at places, float32 [n, axes], as wide as each axis is: complex64 [n, d / 2]."""
-    angles = []
-    for place, d in zip(places.unbind(dim=1), widths, strict=True):
-        frequencies = 10000 ** -(torch.arange(0, d, 2).float() / d)
-        angles.append(place[:, None] * frequencies)
-    angle = torch.cat(angles, dim=1)
-    return torch.polar(torch.ones_like(angle), angle)
+        return torch.cat((self._rotations, picture[self._n_cells :])), text

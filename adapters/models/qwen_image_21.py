@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -14,14 +14,14 @@ from fresco.ports import register_adapter
 from fresco.transfer import cut_patches, join_patches
 
 from .arguments import ArgumentsAdapter, no_stages
-from .qwen_image import coarse_unit, rotations
+from .qwen_positions import QwenPositions, coarse_unit, rotations
 
 _DEFAULT_PX = 1024  # of both sides: the pipeline's `output_resolution`
 _SLOT = 4  # of the transformer's tokens, 2 x 2, which the encoder sees as one
 
 
 @register_adapter
-class QwenImage21Adapter(ArgumentsAdapter):
+class QwenImage21Adapter(QwenPositions, ArgumentsAdapter):
     """`QwenImage21Transformer2DModel`: shapes of whole grids at its root, rotations of mixed ones.
 
     It takes pictures in slots of 2 x 2 latent pixels, so such a slot is a token of a layout.
@@ -38,13 +38,14 @@ class QwenImage21Adapter(ArgumentsAdapter):
     patch_px = 2
     text_width: ClassVar[str] = "context_in_dim"
     batched: ClassVar[tuple[str, ...]] = (*ArgumentsAdapter.batched, "encoder_hidden_states_mask")
-    _rotations: Tensor | None = None  # complex64 [m, d / 2] of rows and columns in this call
 
     def check(self, pipe: Any) -> None:
         super().check(pipe)
-        own = pipe.config.get("sample_sigmas") if hasattr(pipe, "config") else None
+        own = getattr(pipe, "config", {}).get("sample_sigmas")  # a sketch has no config
         if own is not None:
             raise no_stages("noise levels by the number of steps", f"sample_sigmas={own}")
+        if not self.config.causal_condition:
+            raise no_stages("a text that does not see the picture", "causal_condition=False")
 
     def grid(self, pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:
         token_px = pipe.vae_scale_factor * self.patch_px
@@ -99,14 +100,6 @@ class QwenImage21Adapter(ArgumentsAdapter):
         before = output[0][:, : -_SLOT * layout.n_tokens]  # text, in a call that fills the cache
         packed = self.pack(carrier).to(before.dtype)
         return self.with_sample(output, torch.cat((before, packed), dim=1))
-
-    def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
-        positions: nn.Module = transformer.pos_embed
-        return positions.register_forward_hook(self._after_positions).remove
-
-    def aim(self, call: Mapping[str, Any], layout: TokenLayout | None) -> None:
-        if layout is None and not call:
-            self._rotations = None
 
     def text_tokens(self, call: Mapping[str, Any]) -> int:
         n_text = call["img_mask"].shape[1] - call["hidden_states"].shape[1] // _SLOT
