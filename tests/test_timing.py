@@ -86,7 +86,7 @@ def test_a_pipeline_that_does_not_say_how_many_steps_it_makes_is_run_too(tmp_pat
     text = (torch.ones(1, 5, 32), torch.ones(1, 5))
     pipe.encode_prompt = lambda *_, **__: text + text
     assert not hasattr(pipe, "num_timesteps")
-    monkeypatch.setattr("fresco.cli_run.load_pipe", lambda *_: pipe)
+    monkeypatch.setattr("fresco.pictures.load_pipe", lambda *_: pipe)
     asked = ("--model", "x", "--prompt", "a ring", "--steps", "2", "--out", str(tmp_path))
     assert run("run", "identity", *asked).exit_code == 0
     assert [path.suffix for path in tmp_path.iterdir()] == [".png"]
