@@ -136,11 +136,19 @@ def _count_attention(model: Any, config: str, n_tokens: int, n_text_tokens: int)
 def _follow(model: Any, config: str, n_tokens: int, n_text_tokens: int, dtype: torch.dtype) -> int:
     """Follow the allocations of a copy without weights; cached per model and shape."""
     transformer = _build(model, config)
-    torch.nn.Module.to(transformer, dtype)  # diffusers' own warns of what is kept in float32
+    _cast(transformer, dtype)
     adapter: AbstractModelAdapter = find_adapter(transformer)
     call = adapter.example_call(transformer, n_tokens, n_text_tokens)
     with FullMasks():
         return peak_bytes(lambda: transformer(**call), transformer.parameters())
+
+
+def _cast(transformer: Any, dtype: torch.dtype) -> None:
+    """Cast weights as diffusers does where it loads them: some stay in float32."""
+    kept = set(transformer._keep_in_fp32_modules or ())
+    for name, weight in (*transformer.named_parameters(), *transformer.named_buffers()):
+        if weight.is_floating_point() and kept.isdisjoint(name.split(".")):
+            weight.data = weight.data.to(dtype)
 
 
 @functools.lru_cache(maxsize=4)

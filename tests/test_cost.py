@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fresco.cost import pass_flops, plan_cost
+from fresco.cost import _cast, pass_flops, plan_cost
 from fresco.ports import find_adapter
 from fresco.recipe import load_recipe
 from fresco.request import PlanRequest
 from fresco.schedule import make_plan
 from tests.conftest import make_flux_pipe
+from tests.families import FAMILIES
 from tests.strategies import recipes
 
 TRANSFORMER = make_flux_pipe().transformer
@@ -77,3 +78,14 @@ def test_speedup_of_a_pinned_plan():
     assert cost.baseline_flops == 50 * full
     n_fine = sum(step.side == 1 for step in plan.steps)
     assert cost.flops == n_fine * full + (len(plan.steps) - n_fine) * half
+
+
+@pytest.mark.parametrize("name", ["flux", "krea2", "wan"])  # none, norms; and single weights
+def test_copies_to_count_with_are_cast_as_weights_are_loaded(name, tmp_path):
+    transformer = FAMILIES[name].make().transformer
+    transformer.save_pretrained(tmp_path)
+    loaded = type(transformer).from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    _cast(transformer, torch.bfloat16)
+    expected = {name: weight.dtype for name, weight in loaded.named_parameters()}
+    assert {name: weight.dtype for name, weight in transformer.named_parameters()} == expected
+    assert find_adapter(loaded).example_call(loaded, 24, 5)["hidden_states"].dtype == torch.bfloat16

@@ -84,3 +84,11 @@ def near_square(n_tokens: int) -> tuple[int, int]:
     """
     rows = next(r for r in range(math.isqrt(n_tokens), 0, -1) if n_tokens % r == 0)
     return rows, n_tokens // rows
+
+
+def zeros_for(transformer: Any, *shape: int) -> Tensor:
+    """Zeros where a transformer is, of the type that it computes in.
+
+    Not that of its first weight, which some keep in float32 (Wan).
+    """
+    return torch.zeros(shape, dtype=transformer.dtype, device=transformer.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -65,13 +64,3 @@ class Krea2Adapter(PackedAdapter):
             "encoder_hidden_states": like.new_zeros(*text, config[self.text_width]),
             "position_ids": like.new_zeros(n_text_tokens + n_tokens, len(config.axes_dims_rope)),
         }
-
-    def make_countable(self, skeleton: Any) -> None:
-        """Have casts leave its norms in float32, as diffusers does where it loads weights."""
-        for name, module in skeleton.named_modules():
-            if name.rpartition(".")[2] in skeleton._keep_in_fp32_modules:
-                module._apply = functools.partial(_stay, module)
-
-
-def _stay(module: Any, *_: object) -> Any:
-    return module

@@ -12,7 +12,7 @@ from fresco.layout import TokenLayout
 from fresco.noise import NoiseField
 from fresco.transfer import cut_patches, join_patches, restrict
 
-from .arguments import ArgumentsAdapter
+from .arguments import ArgumentsAdapter, zeros_for
 from .residuals import pool_residuals
 
 
@@ -66,8 +66,7 @@ class PackedAdapter(ArgumentsAdapter):
         return int(call["hidden_states"].shape[1]) - layout.sides.numel()
 
     def example_latents(self, transformer: Any, n_tokens: int) -> Tensor:
-        like: Tensor = next(transformer.parameters())
-        return like.new_zeros(1, n_tokens, self.config.in_channels)
+        return zeros_for(transformer, 1, n_tokens, self.config.in_channels)
 
     def _patches(self, packed: Tensor) -> Tensor:
         """[b, n, c * p * p] as [b, n, c, p, p], the order the pipeline packs in."""

@@ -17,7 +17,7 @@ from fresco.layout import TokenLayout
 from fresco.ports import register_adapter
 from fresco.transfer import cut_patches, join_patches
 
-from .arguments import CALL, ArgumentsAdapter, near_square, no_stages
+from .arguments import CALL, ArgumentsAdapter, near_square, no_stages, zeros_for
 
 
 @register_adapter
@@ -98,8 +98,7 @@ class PlainAdapter(ArgumentsAdapter):
         """Zeros of so many tokens, as square as can be, on the transformer's device."""
         frames = (1,) if self.is_video else ()
         grid_px = (side * self.patch_px for side in near_square(n_tokens))
-        like: Tensor = next(transformer.parameters())
-        return like.new_zeros(1, self.config.in_channels, *frames, *grid_px)
+        return zeros_for(transformer, 1, self.config.in_channels, *frames, *grid_px)
 
     def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
         if self.model == "any":

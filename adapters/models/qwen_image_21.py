@@ -13,7 +13,7 @@ from fresco.layout import TokenLayout
 from fresco.ports import register_adapter
 from fresco.transfer import cut_patches, join_patches
 
-from .arguments import ArgumentsAdapter, no_stages
+from .arguments import ArgumentsAdapter, no_stages, zeros_for
 from .qwen_positions import QwenPositions, coarse_unit, rotations
 
 _DEFAULT_PX = 1024  # of both sides: the pipeline's `output_resolution`
@@ -107,8 +107,7 @@ class QwenImage21Adapter(QwenPositions, ArgumentsAdapter):
         return int(n_text + sum(math.prod(each) for each in conditions))
 
     def example_latents(self, transformer: Any, n_tokens: int) -> Tensor:
-        like: Tensor = next(transformer.parameters())
-        return like.new_zeros(1, _SLOT * n_tokens, self.config.in_channels)
+        return zeros_for(transformer, 1, _SLOT * n_tokens, self.config.in_channels)
 
     def example_call(self, transformer: Any, n_tokens: int, n_text_tokens: int) -> dict[str, Any]:
         """Arguments of a pass that finds the text in the cache."""
