@@ -22,7 +22,7 @@ from fresco.cost import Cost, plan_cost
 from fresco.errors import AdapterError, FrescoWarning, RecipeError, ScheduleError
 from fresco.foreign_caches import check_uncached
 from fresco.middleware import Middleware
-from fresco.ports import AbstractModelAdapter, find_adapter
+from fresco.ports import AbstractModelAdapter, adapter_of
 from fresco.recipe import Recipe, load_recipe
 from fresco.report import Report, StepRecord
 from fresco.request import PlanRequest
@@ -166,8 +166,7 @@ def accelerate(pipe: Any, recipe: str | Path | Mapping[str, Any] | Recipe) -> Ac
             got, fix = type(pipe).__name__, "Use a pipeline of a Diffusion Transformer."
             raise AdapterError(_WHERE, f"a pipeline with a {name}", got, fix)
     check_unwrapped(pipe.transformer)
-    adapter = find_adapter(pipe.transformer)
-    adapter.meet(pipe)
+    adapter = adapter_of(pipe)
     check_model(pipe, checked)
     if checked.stages and adapter.model == "any":
         message = f"{type(pipe.transformer).__name__} has no adapter: whole-grid stages only"

@@ -12,7 +12,7 @@ import torch
 
 from fresco.api import Accelerated, accelerate
 from fresco.errors import FrescoError
-from fresco.ports import find_adapter
+from fresco.ports import adapter_of
 from fresco.recipe import Recipe
 from fresco.sketch import ModelConfig
 from fresco.timing import LoopTimer, now_s
@@ -46,8 +46,7 @@ class Bench:
         self.config, self.recipes, self.device, self.runs = config, recipes, device, runs
         self.steps = steps or config.run.steps
         self.pipe = build_pipe(config, device, torch.bfloat16)
-        self.adapter = find_adapter(self.pipe.transformer)
-        self.adapter.meet(self.pipe)
+        self.adapter = adapter_of(self.pipe)
         self.eager_s: list[float] = []  # of the plain loop
         self.overhead: dict[str, Any] | None = None
 

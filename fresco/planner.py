@@ -12,7 +12,7 @@ from fresco.checks import check_layouts, check_model, check_scheduler, check_sta
 from fresco.cost import pass_bytes, pass_flops, step_flops, weight_bytes
 from fresco.devices import Device, load_device
 from fresco.errors import ScheduleError
-from fresco.ports import find_adapter
+from fresco.ports import adapter_of
 from fresco.recipe import Recipe, load_recipe
 from fresco.request import PlanRequest
 from fresco.schedule import Plan, make_plan
@@ -151,8 +151,7 @@ def plan(
     checked = load_recipe(recipe)
     profile = load_device(device) if isinstance(device, str) else device
     pipe = _resolve(pipe_or_config)
-    adapter = find_adapter(pipe.transformer)
-    adapter.meet(pipe)
+    adapter = adapter_of(pipe)
     check_model(pipe, checked)
     if checked.stages:
         check_layouts(adapter, checked)

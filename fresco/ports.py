@@ -296,3 +296,20 @@ def find_adapter(transformer: object) -> AbstractModelAdapter:
         f"{type(transformer).__name__} (no adapter)",
         "Write one from docs/how-to/add-a-model.md.",
     )
+
+
+def adapter_of(pipe: Any) -> AbstractModelAdapter:
+    """Find the adapter of a pipeline's transformer, and let it meet the pipeline.
+
+    Args:
+        pipe: A pipeline, or a sketch of one.
+
+    Returns:
+        A new adapter.
+
+    Raises:
+        AdapterError: If none is installed.
+    """
+    adapter = find_adapter(pipe.transformer)
+    adapter.meet(pipe)
+    return adapter
