@@ -6,19 +6,25 @@ from tests import image_calls as calls
 from tests.family import Family
 from tests.readers import longcat_image_parts, qwen_image_21_parts
 
+TINY = {  # what most of them take
+    "in_channels": 16,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 32,
+    "axes_dims_rope": (4, 6, 6),
+}
 PACKED = {
     "flux": Family(
         "FluxPipeline",
         "FluxTransformer2DModel",
         {
-            "in_channels": 16,
+            **TINY,
             "num_layers": 2,
             "num_single_layers": 2,
-            "attention_head_dim": 16,
-            "num_attention_heads": 2,
             "joint_attention_dim": 16,
             "pooled_projection_dim": 16,
-            "axes_dims_rope": (4, 6, 6),
         },
         calls.flux,
         clock=0,
@@ -30,12 +36,7 @@ PACKED = {
         "Flux2Pipeline",
         "Flux2Transformer2DModel",
         {
-            "in_channels": 16,
-            "num_layers": 1,
-            "num_single_layers": 1,
-            "attention_head_dim": 16,
-            "num_attention_heads": 2,
-            "joint_attention_dim": 32,
+            **TINY,
             "timestep_guidance_channels": 16,
             "axes_dims_rope": (4, 4, 4, 4),
         },
@@ -48,13 +49,7 @@ PACKED = {
         "ChromaPipeline",
         "ChromaTransformer2DModel",
         {
-            "in_channels": 16,
-            "num_layers": 1,
-            "num_single_layers": 1,
-            "attention_head_dim": 16,
-            "num_attention_heads": 2,
-            "joint_attention_dim": 32,
-            "axes_dims_rope": (4, 6, 6),
+            **TINY,
             "approximator_num_channels": 16,
             "approximator_hidden_dim": 16,
             "approximator_layers": 1,
@@ -107,14 +102,8 @@ PACKED = {
         "OvisImagePipeline",
         "OvisImageTransformer2DModel",
         {
-            "in_channels": 16,
+            **TINY,
             "out_channels": 16,
-            "num_layers": 1,
-            "num_single_layers": 1,
-            "attention_head_dim": 16,
-            "num_attention_heads": 2,
-            "joint_attention_dim": 32,
-            "axes_dims_rope": (4, 6, 6),
         },
         calls.ovis_image,
         clock=0,
@@ -126,13 +115,8 @@ PACKED = {
         "LongCatImagePipeline",
         "LongCatImageTransformer2DModel",
         {
+            **TINY,
             "in_channels": 64,  # of 16 latent channels, which its pipelines count on
-            "num_layers": 1,
-            "num_single_layers": 1,
-            "attention_head_dim": 16,
-            "num_attention_heads": 2,
-            "joint_attention_dim": 32,
-            "axes_dims_rope": (4, 6, 6),
         },
         calls.longcat_image,
         clock=0,

@@ -22,6 +22,14 @@ MIXED = {
         {"cell": 1, "steps": 2},
     ],
 }  # fmt: skip
+RANDOM = {  # other layouts for every image of a batch
+    **MIXED,
+    "stages": [
+        MIXED["stages"][0],
+        {**MIXED["stages"][1], "promote": {"score": "random", "budget": 0.4}},
+        MIXED["stages"][2],
+    ],
+}
 HALVES = {  # one coarse step, one fine
     "schema": 1,
     "model": "any",

@@ -14,7 +14,7 @@ from fresco.layout import TokenLayout
 from fresco.transfer import average_tokens
 from tests.conftest import make_flux_pipe, traces
 from tests.families import FAMILIES
-from tests.staged import ALL_FINE, MIXED, STAGED
+from tests.staged import ALL_FINE, MIXED, RANDOM, STAGED
 from tests.started import PICTURE, make_sd3
 from tests.strategies import layouts
 
@@ -164,8 +164,6 @@ def test_fine_tokens_are_selected_and_types_are_kept():
 
 
 def test_images_of_other_layouts_keep_their_own_residuals(controlled, monkeypatch):
-    stages = [*MIXED["stages"]]
-    stages[1] = stages[1] | {"promote": {"score": "random", "budget": 0.4}}
     asked = {"control_image": torch.cat((PICTURE, 1 - PICTURE))}
     generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
     if controlled.kind == "flux":
@@ -177,7 +175,7 @@ def test_images_of_other_layouts_keep_their_own_residuals(controlled, monkeypatc
     monkeypatch.setattr(
         mode, "sample", lambda own, *_, **__: own.mode()
     )  # each picture as if alone
-    with fresco.accelerate(controlled.pipe, {**MIXED, "stages": stages}) as accelerated:
+    with fresco.accelerate(controlled.pipe, RANDOM) as accelerated:
         together = controlled.draw(generator=generators, **asked)
         one, other = accelerated._middleware.last.mixed
         assert not one.sides.equal(other.sides)

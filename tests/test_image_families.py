@@ -21,7 +21,7 @@ from fresco.wraps import call_by_name
 from tests.conftest import traces
 from tests.families import FAMILIES, MIXING
 from tests.family import repeated
-from tests.staged import MIXED, STAGED
+from tests.staged import MIXED, RANDOM, STAGED
 
 
 def record_call(family, pipe, **asked):
@@ -159,9 +159,7 @@ def test_pixart_alpha_s_sizes_go_with_the_images_of_mixed_layouts():
     }
     alpha = replace(family, pipeline="PixArtAlphaPipeline", config=config)
     pipe = alpha.make()
-    stage = {**MIXED["stages"][1], "promote": {"score": "random", "budget": 0.4}}
-    raw = {**MIXED, "stages": [MIXED["stages"][0], stage, MIXED["stages"][2]]}
-    with fresco.accelerate(pipe, raw) as accelerated:
+    with fresco.accelerate(pipe, RANDOM) as accelerated:
         generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
         together = alpha.draw(pipe, **repeated(alpha.asked()), generator=generators)
         run = accelerated._middleware.last

@@ -18,7 +18,7 @@ from tests.conftest import traces
 from tests.families import FAMILIES, MIXING
 from tests.family import noise, repeated
 from tests.picture_families import FROM_PICTURES
-from tests.staged import MIXED
+from tests.staged import MIXED, RANDOM
 from tests.test_image_families import record_call
 
 VIDEOS = [name for name in MIXING if FAMILIES[name].frames > 1]
@@ -167,14 +167,12 @@ def test_several_of_one_text_are_those_of_as_many_texts(name):
     family = SHARED[name]
     pipe = family.make()
     many = "num_videos_per_prompt" if family.frames > 1 else "num_images_per_prompt"
-    stage = {**MIXED["stages"][1], "promote": {"score": "random", "budget": 0.4}}
-    raw = {**MIXED, "stages": [MIXED["stages"][0], stage, MIXED["stages"][2]]}
 
     def draw(**asked):
         generators = [torch.Generator().manual_seed(seed) for seed in (0, 2)]
         return family.draw(pipe, generator=generators, **asked)
 
-    with fresco.accelerate(pipe, raw) as accelerated:
+    with fresco.accelerate(pipe, RANDOM) as accelerated:
         together = draw(**{many: 2})
         run = accelerated._middleware.last
         assert len(run.groups(run.plan.steps[2])) == 2

@@ -20,7 +20,7 @@ from fresco.ports import find_adapter
 from tests.conftest import traces
 from tests.families import FAMILIES
 from tests.family import noise, repeated
-from tests.staged import ALL_FINE, MIXED, STAGED
+from tests.staged import ALL_FINE, MIXED, RANDOM, STAGED
 
 FAMILY = FAMILIES["qwen_image_21"]
 MASK = torch.tensor([[1, 1, 1, 0]], dtype=torch.bool)
@@ -29,8 +29,6 @@ GUIDED = {  # by a prompt of another length
     "negative_prompt_embeds_mask": MASK,
     "true_cfg_scale": 2.0,
 }
-STAGE = {**MIXED["stages"][1], "promote": {"score": "random", "budget": 0.4}}
-RANDOM = {**MIXED, "stages": [MIXED["stages"][0], STAGE, MIXED["stages"][2]]}
 
 
 @pytest.fixture
