@@ -163,7 +163,7 @@ from fresco.reference import distill, distill_run, trajectories
 
 trajectories.PER_SHARD, trajectories.SUBSTEPS = 1, 1
 trajectories.BORDERS = (1.0, 0.5, 0.0)
-trajectories.COARSE_BORDER = trajectories.LIFTED_BORDER = 1
+trajectories.LIFTED_BORDERS = (0.99, 0.5, 0.0)
 distill.ODDS, distill.BATCH = {"coarse": 1.0}, {"coarse": 2}
 folder = Path(sys.argv[1])
 distill_run.distill(folder, 0.001, lambda _: None, torch.device("cpu"))

@@ -53,10 +53,11 @@ def test_segments_are_where_the_teacher_goes(short):
     shard = drawn.draw_shard(pipe, 31, 0)
     assert list(shard) == ["fine", "coarse", "lifted"]
     fine = shard["fine"]
-    assert fine.start_sigma.tolist() == pytest.approx([1, 0.9, 0.5])
-    assert fine.end_sigma.tolist() == pytest.approx([0.9, 0.5, 0])
+    assert fine.start_sigma.tolist() == pytest.approx([1, 0.95, 0.5])
+    assert fine.end_sigma.tolist() == pytest.approx([0.95, 0.5, 0])
     assert torch.equal(fine.start[1:], fine.end[:-1])
-    for i, levels in enumerate((halved(1, 0.9), halved(0.9, 0.5), halved(0.5, 0))):
+    through_coarse_border = (*halved(0.95, 0.9), *halved(0.9, 0.5)[1:])
+    for i, levels in enumerate((halved(1, 0.95), through_coarse_border, halved(0.5, 0))):
         end = solve(pipe, fine.start[i : i + 1], levels, fine.captions[i])
         torch.testing.assert_close(end[0], fine.end[i].float(), rtol=0, atol=5e-3)
         assert not torch.allclose(fine.start[i].float(), fine.end[i].float(), atol=5e-2)
@@ -77,33 +78,35 @@ def test_latents_and_noise_levels_stay_exact_where_bfloat16_computes(short, monk
 
 
 def test_a_coarse_segment_is_cells_averages_at_the_fine_noise_level(short):
-    shard = drawn.draw_shard(load(), 31, 0)
+    pipe = load()
+    shard = drawn.draw_shard(pipe, 31, 0)
     fine, coarse = shard["fine"], shard["coarse"]
     assert coarse.start_sigma.tolist() == [1]
     assert coarse.end_sigma.tolist() == pytest.approx([0.9])
-    eps, at_border = (unpacked(fine.start[i].float()) for i in (0, 1))
+    solved = solve(pipe, fine.start[1:2], halved(0.95, 0.9), fine.captions[1])
+    eps, at_border = unpacked(fine.start[0].float()), unpacked(solved[0])
     pool = torch.nn.AvgPool2d(2)
     for latents, sigma, tokens in ((eps, 1.0, coarse.start), (at_border, 0.9, coarse.end)):
         view = pool(latents - sigma * eps) + sigma * 2 * pool(eps)
         assert torch.allclose(unpacked(tokens[0].float()), view, atol=1e-2)
 
 
-def test_a_lifted_segment_begins_at_a_coarse_view_with_the_fields_noise(short):
+def test_lifted_segments_begin_at_a_coarse_view_with_the_fields_noise(short):
     pipe = load()
     shard = drawn.draw_shard(pipe, 31, 0)
     lifted = shard["lifted"]
-    t = lifted.start_sigma.item()
-    low, high = drawn.LIFTED_SIGMA
-    assert low <= t <= high
+    assert lifted.start_sigma.tolist() == pytest.approx([0.99, 0.7])
+    assert lifted.end_sigma.tolist() == pytest.approx([0.7, 0])
     eps = unpacked(shard["fine"].start[0].float())
     view = unpacked(shard["coarse"].end[0].float())
     clean = view - 0.9 * 2 * torch.nn.functional.avg_pool2d(eps, 2)  # a tenth of it
     spread = clean.repeat_interleave(2, 1).repeat_interleave(2, 2)
-    start = (1 - t) / (1 - 0.9) * spread + t * eps
+    start = (1 - 0.99) / (1 - 0.9) * spread + 0.99 * eps
     assert torch.allclose(unpacked(lifted.start[0].float()), start, atol=2e-2)
-    end = solve(pipe, lifted.start, halved(t, 0.5), lifted.captions[0])
-    assert torch.allclose(end, lifted.end.float(), atol=5e-3)
-    assert lifted.end_sigma.tolist() == [0.5]
+    through_fine_border = (*halved(0.7, 0.5), *halved(0.5, 0)[1:])
+    for i, levels in enumerate((halved(0.99, 0.7), through_fine_border)):
+        end = solve(pipe, lifted.start[i : i + 1], levels, lifted.captions[i])
+        torch.testing.assert_close(end[0], lifted.end[i].float(), rtol=0, atol=5e-3)
 
 
 def test_every_shard_has_captions_and_noise_of_its_own_and_always_the_same(short, monkeypatch):

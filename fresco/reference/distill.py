@@ -6,8 +6,8 @@ borders are the student's inputs, and the line's slope is its target, so that on
 crosses a window. Deviates: windows start from the teacher's own trajectories, not from noised
 data, so that no pictures are needed and the student's pictures are those of the same noise;
 a share of the inputs lies at the border that few steps start from; coarse steps learn the
-trajectories of the full grid, as they would see them, and what follows them in staged runs is
-a window too; long windows are drawn more often; the guidance scale is always the default one.
+trajectories of the full grid, as they would see them, and what follows them in staged runs has
+windows too; long windows are drawn more often; the guidance scale is always the default one.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ TARGETS = (  # the projections of the blocks and all modulation, as a pattern of
     r"|norm_out\.linear"
 )
 BATCH = {FINE: 4, COARSE: 16, LIFTED: 4}  # segments per step, all processes together: equal time
-ODDS = {FINE: 0.7, COARSE: 0.1, LIFTED: 0.2}
-BORDER_SHARE = 0.75  # of the inputs that lie where a window starts
+ODDS = {FINE: 0.75, COARSE: 0.05, LIFTED: 0.2}
+BORDER_SHARE = 0.85  # of the inputs that lie where a window starts
 RATE, WARM_UP = 7e-4, 20  # of AdamW; steps
 FLAT = 0.03  # error below which a token counts with its square, by and large
 EMA_DECAY = 0.99

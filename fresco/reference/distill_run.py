@@ -19,7 +19,7 @@ from fresco.reference.provenance import provenance
 from fresco.reference.trajectories import write_shards
 from fresco.weights import weights_digest
 
-TEACHER_SHARE = 0.25  # of the time budget
+TEACHER_SHARE = 0.2  # of the time budget
 SEED = 31  # series of captions and noise
 METHOD = "piecewise rectified flow (PeRFlow, arXiv 2405.07510) on the teacher's trajectories"
 MAX_BYTES = 4 * 2**20
@@ -151,8 +151,12 @@ def _figures(folder: Path, training: Distillation) -> dict[str, Any]:
     n_shards = len([*folder.glob("trajectories_*.pt")])
     return {
         "rank": RANK,
-        "borders": list(trajectories.BORDERS),
-        "teacher_steps_per_window": trajectories.SUBSTEPS,
+        "borders": {
+            "fine": list(trajectories.BORDERS),
+            "coarse": list(trajectories.COARSE_BORDERS),
+            "lifted": list(trajectories.LIFTED_BORDERS),
+        },
+        "teacher_steps_between": trajectories.SUBSTEPS,
         "trajectories": trajectories.PER_SHARD * n_shards,
         "steps": training.step,
         "seconds": round(training.elapsed_s, 1),

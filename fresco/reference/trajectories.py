@@ -3,14 +3,15 @@
 The teacher is sampled by its own pipeline, and the latents of a trajectory are kept at a few
 noise levels. Three sets of segments come of it: the full grid's; the one that a coarse step would
 see of the same trajectory, so that coarse steps learn to go where the full grid goes; and what
-follows in staged runs: the coarse view is lifted, and the teacher takes it from there.
+follows in the fastest staged runs: the coarse view is lifted, and the teacher takes it from there
+over two windows.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,10 +38,10 @@ if TYPE_CHECKING:
 SIZE_PX, PATCH_PX = 256, 2
 FINE, COARSE, LIFTED = "fine", "coarse", "lifted"  # sets of segments
 PER_SHARD = 8  # trajectories
-BORDERS = (1.0, 0.96, 0.9, 0.63, 0.0)  # sigmas of the windows that 4 steps cross
-COARSE_BORDER, LIFTED_BORDER = 2, 3  # numbers of those that one coarse, one lifted step leads to
-LIFTED_SIGMA = (0.92, 0.95)  # where the full grid goes on after coarse steps
-SUBSTEPS = 4  # of the teacher in every window
+BORDERS = (1.0, 0.95, 0.85, 0.5, 0.0)  # sigmas of the windows that 4 steps cross
+COARSE_BORDERS = (1.0, 0.9)  # of the one that a coarse step crosses
+LIFTED_BORDERS = (0.99, 0.88, 0.0)  # of those that the full grid crosses after it
+SUBSTEPS = 3  # of the teacher between neighbours of these sigmas
 
 
 @dataclass(frozen=True)
@@ -85,15 +86,16 @@ def draw_shard(pipe: FluxPipeline, seed: int, index: int) -> dict[str, Segments]
     noise = torch.Generator().manual_seed(int(rng.integers(2**31)))
     side_px = SIZE_PX // pipe.vae_scale_factor
     start = pack(torch.randn(PER_SHARD, 4, side_px, side_px, generator=noise))
-    states = _sample(pipe, captions, start, BORDERS)
-    seen, coarse_end = _Coarse(start), BORDERS[COARSE_BORDER]
-    view, to_sigma = seen.view(states[COARSE_BORDER], coarse_end), rng.uniform(*LIFTED_SIGMA)
-    lifted = seen.lift(view, coarse_end, to_sigma)
-    ahead = (to_sigma, BORDERS[LIFTED_BORDER])
+    states = _sample(pipe, captions, start, BORDERS + COARSE_BORDERS)
+    seen, coarse_end = _Coarse(start), COARSE_BORDERS[-1]
+    views = {sigma: seen.view(states[sigma], sigma) for sigma in COARSE_BORDERS}
+    lifted = seen.lift(views[coarse_end], coarse_end, LIFTED_BORDERS[0])
+    below = [sigma for sigma in BORDERS if sigma < LIFTED_BORDERS[-2]]  # a long window
+    ahead = _sample(pipe, captions, lifted, (*LIFTED_BORDERS, *below))
     return {
         FINE: _windows(states, BORDERS, captions),
-        COARSE: _windows([seen.view(start, 1.0), view], (1.0, coarse_end), captions),
-        LIFTED: _windows(_sample(pipe, captions, lifted, ahead), ahead, captions),
+        COARSE: _windows(views, COARSE_BORDERS, captions),
+        LIFTED: _windows(ahead, LIFTED_BORDERS, captions),
     }
 
 
@@ -176,9 +178,10 @@ class _Coarse:
 
 
 def _sample(
-    pipe: FluxPipeline, captions: list[str], start: Tensor, borders: Sequence[float]
-) -> list[Tensor]:
-    """Packed latents [b, n, 16] at every border; `start` is at the first one."""
+    pipe: FluxPipeline, captions: list[str], start: Tensor, borders: Iterable[float]
+) -> dict[float, Tensor]:
+    """Packed latents [b, n, 16] at every border, by its sigma; `start` is at the highest one."""
+    borders = sorted({*borders}, reverse=True)
     shift = find_adapter(pipe.transformer).shift(pipe.scheduler, start.shape[1], SUBSTEPS)
     levels = [
         level
@@ -207,7 +210,7 @@ def _sample(
             output_type="latent",
             callback_on_step_end=keep,
         )
-    return states[: len(borders)]
+    return dict(zip(borders, states, strict=False))
 
 
 def _predict_exactly(_module: object, _args: object, output: tuple[Tensor]) -> tuple[Tensor]:
@@ -215,14 +218,14 @@ def _predict_exactly(_module: object, _args: object, output: tuple[Tensor]) -> t
     return (output[0].float(),)
 
 
-def _windows(states: Sequence[Tensor], borders: Sequence[float], captions: list[str]) -> Segments:
+def _windows(
+    states: Mapping[float, Tensor], borders: Sequence[float], captions: list[str]
+) -> Segments:
     """Segments between neighbouring borders."""
     parts = []
-    for (start, end), levels in zip(
-        itertools.pairwise(states), itertools.pairwise(borders), strict=True
-    ):
-        high, low = (torch.full((len(captions),), level) for level in levels)
-        parts.append(Segments(start.half(), end.half(), high, low, captions))
+    for high, low in itertools.pairwise(borders):
+        sigmas = (torch.full((len(captions),), sigma) for sigma in (high, low))
+        parts.append(Segments(states[high].half(), states[low].half(), *sigmas, captions))
     return _join(parts)
 
 
