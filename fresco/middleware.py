@@ -16,16 +16,22 @@ from diffusers import DiffusionPipeline
 
 from fresco.calls import Call, Listeners
 from fresco.ddim import following
-from fresco.errors import AttachError, FrescoWarning, RunError
+from fresco.errors import AttachError, FrescoWarning
 from fresco.noise import working_dtype
 from fresco.ports import AbstractModelAdapter
 from fresco.recipe import Recipe
 from fresco.report import Report
 from fresco.run import Run
-from fresco.run_checks import check_component, check_spacing, refuse_no_start, refuse_thread
+from fresco.run_checks import (
+    check_component,
+    check_spacing,
+    refuse_no_plan,
+    refuse_no_start,
+    refuse_thread,
+)
 from fresco.schedule import Step, keeps_schedule
 from fresco.start import Start
-from fresco.swap import enter_tokens, leave_tokens, lift_carrier
+from fresco.swap import can_merge, enter_tokens, leave_tokens, lift_carrier, share_calls
 from fresco.timing import now_s
 from fresco.wraps import Around, call_by_name, calling, wrap_method
 
@@ -180,12 +186,7 @@ class Middleware:
         if run.caller is not calling(DiffusionPipeline):
             return None  # of another pipeline on the same parts, or the run died
         if run.plan is None and self.recipe.stages:
-            raise RunError(
-                "pipe(prompt, ...)",
-                "scheduler.set_timesteps after prepare_latents",
-                f"a {type(self.pipe).__name__} that calls the transformer without",
-                "Use a recipe without stages for this pipeline.",
-            )
+            refuse_no_plan(self.pipe)
         return (run, run.step) if run.step else None
 
     def _before_forward(
@@ -195,24 +196,24 @@ class Middleware:
         current = self._current()
         if current is None:
             nested = self._live and self._live.is_here and self._live.is_nested
+            if not nested and not (self._live and self._live.goes_on_elsewhere):
+                self.adapter.aim({}, None)  # a call that failed may have left it aimed
             self.listeners.before_call(self._call if nested else None, module)
             return None
         run, step = current
-        if run.n_passes == 0:
-            run.started_s = now_s(run.noise.eps)
         call = call_by_name(module, args, kwargs)
-        run.count_tokens(self.adapter, call)
+        run.begin_call(self.adapter, call)
         self._begin_call(run, step, call)
         if step.side == 1:
             self.listeners.before_call(self._call, module)
             return None  # untouched: bit-identical
-        group, *others = run.groups(step)
-        run.is_nested = True  # images of other layouts: by calls of their own
-        try:
-            run.parts = [self._call_part(module, call, i) for i, _ in enumerate(others, 1)]
-        finally:
-            run.is_nested = False
-        entered = enter_tokens(self.adapter, call, run, step, group)
+        merges = not self.listeners.on_layout and can_merge(self.adapter, step, module)
+        run.calls = share_calls(run.groups(step), merges)
+        enter = functools.partial(enter_tokens, self.adapter, call, run, step)
+        first, *others = run.calls
+        with run.nested():
+            run.parts = [self._call_part(module, enter(c), i) for i, c in enumerate(others, 1)]
+        entered = enter(first)
         self.listeners.before_call(self._call, module)
         return (), entered
 
@@ -226,18 +227,16 @@ class Middleware:
         if run.n_passes == 0:
             self.listeners.begin_step(run, step, self._call)
 
-    def _call_part(self, module: torch.nn.Module, call: dict[str, Any], group: int) -> Any:
-        """Call the transformer for one group of a step's images."""
-        assert self._live
-        assert self._live.step
-        run, step = self._live, self._live.step
-        entered = enter_tokens(self.adapter, call, run, step, run.groups(step)[group])
+    def _call_part(self, module: torch.nn.Module, entered: dict[str, Any], part: int) -> Any:
+        """Call the transformer for one part of a step's images."""
         first = self._call
-        self._call = dataclasses.replace(first, group=group) if first else None
+        self._call = dataclasses.replace(first, group=part) if first else None
         try:
-            return module(**entered)
+            output = module(**entered)
         finally:
             self._call = first
+        self.adapter.check_merged()
+        return output
 
     def _after_forward(
         self, module: torch.nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any], output: Any
@@ -252,7 +251,8 @@ class Middleware:
         run.n_passes += 1
         if step.side == 1:
             return None
-        return leave_tokens(self.adapter, (output, *run.parts), run, step)
+        self.adapter.check_merged()
+        return leave_tokens(self.adapter, (output, *run.parts), run.calls, run, step)
 
     def _step(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from fresco.promotion import Promotion, promote
 from fresco.report import Report, StepRecord
 from fresco.schedule import Plan, Step
 from fresco.score import N_ESTIMATES, SCORES, Evidence
+from fresco.timing import now_s
 from fresco.wraps import calling, goes_on_elsewhere
 
 if TYPE_CHECKING:
@@ -60,7 +62,8 @@ class Run:
         clean: Clean estimates of the last steps, [b, c, h, w]; kept if the plan promotes.
         mixed: Layouts of the images in a mixed step.
         is_nested: Whether a call of a part of the batch is going on.
-        parts: Outputs of such calls.
+        calls: Groups of its step, by the calls they go in.
+        parts: Outputs of all of these but the first.
         caller: The pipeline in whose call it began; None outside of any.
         copies: Of the scheduler, which the pipeline steps beside it for other latents (sound).
     """
@@ -81,6 +84,7 @@ class Run:
     clean: deque[Tensor] = field(default_factory=lambda: deque(maxlen=N_ESTIMATES))
     mixed: tuple[TokenLayout, ...] = ()
     is_nested: bool = False
+    calls: list[list[Group]] = field(default_factory=list)
     parts: list[Any] = field(default_factory=list)
     caller: object | None = None
     copies: list[Any] = field(default_factory=list)
@@ -92,8 +96,10 @@ class Run:
         """Its record so far."""
         return Report(tuple(self.records), self.n_text_tokens, self.n_given_tokens)
 
-    def count_tokens(self, adapter: AbstractModelAdapter, call: Mapping[str, Any]) -> None:
-        """Count what a full grid's call has beside the picture's own tokens."""
+    def begin_call(self, adapter: AbstractModelAdapter, call: Mapping[str, Any]) -> None:
+        """Start the step's clock, and count what a call has beside the picture's own tokens."""
+        if self.n_passes == 0:
+            self.started_s = now_s(self.noise.eps)
         self.n_text_tokens = adapter.text_tokens(call)
         self.n_given_tokens = adapter.given_tokens(call, self.fine)
 
@@ -130,6 +136,15 @@ class Run:
             rows, columns = self.fine.sides.shape
             self._layouts[side] = TokenLayout.whole(rows, columns, side, self.fine.patch_px)
         return self._layouts[side]
+
+    @contextmanager
+    def nested(self) -> Iterator[None]:
+        """While calls of parts of the batch go on."""
+        self.is_nested = True
+        try:
+            yield
+        finally:
+            self.is_nested = False
 
     def groups(self, step: Step) -> list[Group]:
         """Images of the batch by equal layouts of a step; each image is in one group."""

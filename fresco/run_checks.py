@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from torch import Tensor
@@ -73,6 +73,20 @@ def refuse_no_start(recipe: Recipe, n_steps: int) -> None:
             "a run without prepare_latents",
             "Leave latents out (a seeded generator repeats them), or use a recipe without stages.",
         )
+
+
+def refuse_no_plan(pipe: Any) -> NoReturn:
+    """Refuse stages in a run whose scheduler has not been given timesteps.
+
+    Raises:
+        RunError: Always.
+    """
+    raise RunError(
+        "pipe(prompt, ...)",
+        "scheduler.set_timesteps after prepare_latents",
+        f"a {type(pipe).__name__} that calls the transformer without",
+        "Use a recipe without stages for this pipeline.",
+    )
 
 
 def refuse_thread(other: threading.Thread) -> None:

@@ -1,15 +1,18 @@
 """One model call of a step: the carrier swapped for tokens, and the prediction swapped back.
 
-Images of one batch that have different layouts are called one group after another.
+Images of one batch that have different layouts go in one call if they have equally many tokens
+and the model can be told the positions of each; else they are called one group after another.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo import OptimizedModule  # torch names it nowhere else
 
 from fresco.injection import inject, interpolate
 from fresco.lift import lift_latents
@@ -20,21 +23,64 @@ from fresco.schedule import Step
 from fresco.transfer import prolong, restrict
 
 
+def can_merge(adapter: AbstractModelAdapter, step: Step, transformer: torch.nn.Module) -> bool:
+    """Whether images of several layouts can be in one call.
+
+    Attention at strides follows one layout, and hooks are no part of a graph that is compiled.
+    """
+    if not adapter.merges or step.units == "phase":
+        return False
+    return not any(map(_is_compiled, transformer.modules()))
+
+
+def _is_compiled(module: torch.nn.Module) -> bool:
+    """Whether torch.compile was given the module, its call or its forward."""
+    is_forward = hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
+    return is_forward or isinstance(module, OptimizedModule) or bool(module._compiled_call_impl)
+
+
+def share_calls(groups: Sequence[Group], merges: bool) -> list[list[Group]]:
+    """Which groups go in one call: those of equally many tokens, or each in its own.
+
+    Example:
+        >>> share_calls([], merges=True)
+        []
+    """
+    if not merges:
+        return [[group] for group in groups]
+    by_tokens: dict[int, list[Group]] = {}
+    for group in groups:
+        by_tokens.setdefault(group.layout.n_tokens, []).append(group)
+    return [*by_tokens.values()]
+
+
 def enter_tokens(
-    adapter: AbstractModelAdapter, call: Mapping[str, Any], run: Run, step: Step, group: Group
+    adapter: AbstractModelAdapter,
+    call: Mapping[str, Any],
+    run: Run,
+    step: Step,
+    groups: Sequence[Group],
 ) -> dict[str, Any]:
-    """Make the call of a group's images, with the tokens of their layout.
+    """Make the call of some groups' images, with the tokens of their layouts.
 
     Args:
         adapter: Of the transformer.
         call: Arguments of the whole batch's call, by name.
         run: The run at hand.
         step: Its step at hand.
-        group: Images of one layout.
+        groups: Images of one layout each, all of equally many tokens.
 
     Returns:
         Arguments by name.
     """
+    entered = [_enter_group(adapter, call, run, step, group) for group in groups]
+    adapter.aim(entered[0], groups[0].layout if step.units == "phase" else None)
+    return entered[0] if len(entered) == 1 else adapter.merge(entered)
+
+
+def _enter_group(
+    adapter: AbstractModelAdapter, call: Mapping[str, Any], run: Run, step: Step, group: Group
+) -> dict[str, Any]:
     carrier = adapter.read(call, run.fine)
     rows = _rows(group, len(carrier), run)
     part = call
@@ -45,20 +91,22 @@ def enter_tokens(
     else:
         noise = adapter.target(step.sigma).noise
         tokens = restrict(carrier, _field(group, rows, run), noise, group.layout)
-    positions = group.layout.positions(step.units, step.side)
-    entered = adapter.embed(part, tokens, group.layout, positions)
-    adapter.aim(entered, group.layout if step.units == "phase" else None)
-    return entered
+    return adapter.embed(part, tokens, group.layout, group.layout.positions(step.units, step.side))
 
 
 def leave_tokens(
-    adapter: AbstractModelAdapter, outputs: Sequence[Any], run: Run, step: Step
+    adapter: AbstractModelAdapter,
+    outputs: Sequence[Any],
+    calls: Sequence[Sequence[Group]],
+    run: Run,
+    step: Step,
 ) -> Any:
     """Bring the predictions of all groups back to the full grid, in the batch's order.
 
     Args:
         adapter: Of the transformer.
-        outputs: What it returned for each of `run.groups(step)`.
+        outputs: What it returned for each of `calls`.
+        calls: The step's groups, by the calls they went in.
         run: The run at hand.
         step: Its step at hand.
 
@@ -66,19 +114,22 @@ def leave_tokens(
         One output of the transformer's own form.
     """
     adapter.aim({}, None)
-    groups = run.groups(step)
     spread = interpolate if step.is_injected else prolong
     coefficient = adapter.noise_coefficient * adapter.target(step.sigma).predicted_noise
-    predicted = [adapter.unembed(o, g.layout) for o, g in zip(outputs, groups, strict=True)]
+    predicted = [adapter.unembed(o, g[0].layout) for o, g in zip(outputs, calls, strict=True)]
     n = sum(map(len, predicted))
-    parts, order = [], []
-    for output, group, tokens in zip(outputs, groups, predicted, strict=True):
-        rows = _rows(group, n, run)
-        field = _field(group, rows, run)
-        grid = spread(tokens, field, coefficient, group.layout)
-        parts.append(adapter.replace(output, grid, group.layout))
-        order += rows
-    if len(parts) == 1:
+    parts: list[Any] = []
+    order: list[int] = []
+    for output, groups, tokens in zip(outputs, calls, predicted, strict=True):
+        rows = [_rows(group, n, run) for group in groups]
+        own = tokens.split([*map(len, rows)])
+        grids = [
+            spread(values, _field(group, at, run), coefficient, group.layout)
+            for values, group, at in zip(own, groups, rows, strict=True)
+        ]
+        parts.append(adapter.replace(output, torch.cat(grids), groups[0].layout))
+        order += itertools.chain(*rows)
+    if len(parts) == 1 and order == sorted(order):
         return parts[0]
     return adapter.join(parts, torch.tensor(order, device=parts[0][0].device).argsort())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -83,11 +84,14 @@ class FluxAdapter(PackedIdsAdapter):
         return entered
 
     def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
-        if "phase" not in units:
-            return super().attach(transformer, units)
-        strides = self._strides = Strides(transformer)
-        return strides.remove
+        with contextlib.ExitStack() as undo:
+            undo.callback(super().attach(transformer, units))
+            if "phase" in units:
+                self._strides = Strides(transformer)
+                undo.callback(self._strides.remove)
+            return undo.pop_all().close
 
     def aim(self, call: Mapping[str, Any], layout: TokenLayout | None) -> None:
+        super().aim(call, layout)
         if self._strides:
             self._strides.aim(call, layout)

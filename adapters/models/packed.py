@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +13,8 @@ from fresco.noise import NoiseField
 from fresco.transfer import cut_patches, join_patches, restrict
 
 from .arguments import ArgumentsAdapter, zeros_for
-from .residuals import pool_residuals
+from .residuals import join_rows, pool_residuals
+from .rotations import Rotations
 
 
 class PackedAdapter(ArgumentsAdapter):
@@ -75,7 +76,38 @@ class PackedAdapter(ArgumentsAdapter):
 
 
 class PackedIdsAdapter(PackedAdapter):
-    """Packed tokens whose positions come with the call: `img_ids`, those of text `txt_ids`."""
+    """Packed tokens whose positions come with the call: `img_ids`, those of text `txt_ids`.
+
+    The transformer takes the ids of one picture for a whole batch; pictures with positions of
+    their own are turned by them before it does so.
+    """
+
+    merges: ClassVar[bool] = True
+    _rotations: Rotations | None = None
+
+    def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
+        rotations = self._rotations = Rotations(transformer)
+        return rotations.stop
+
+    def aim(self, call: Mapping[str, Any], layout: TokenLayout | None) -> None:
+        if self._rotations:
+            self._rotations.stop()
+
+    def check_merged(self) -> None:
+        if self._rotations:
+            self._rotations.check()
+
+    def merge(self, calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        assert self._rotations
+        ids = torch.cat(
+            [
+                call["img_ids"].expand(len(call["hidden_states"]), *call["img_ids"].shape[-2:])
+                for call in calls
+            ]
+        )
+        self._rotations.start(ids)
+        no_ids = torch.zeros_like(calls[0]["img_ids"])
+        return join_rows(calls, self.batched, self.pooled) | {"img_ids": no_ids}
 
     def embed(
         self, call: Mapping[str, Any], tokens: Tensor, layout: TokenLayout, positions: Tensor

@@ -13,7 +13,7 @@ from fresco.recipe import load_recipe
 from fresco.reference import WeightsError, lora_path
 from fresco.reference.bench import Way
 from fresco.reference.rows import BASELINE, content_of
-from fresco.reference.trajectories import BORDERS, SIZE_PX
+from fresco.reference.trajectories import BORDERS, LIFTED_BORDERS, SIZE_PX
 
 RECIPES = ("reference_10x", "reference_22x")
 DISTILLED_STEPS = (8, 4, 2, 1)
@@ -81,7 +81,7 @@ def recipe_way(name: str, lora: Lora | None) -> Way | None:
 def distilled_way(steps: int, lora: Lora) -> Way:
     """The distilled LoRA alone, at full resolution and the noise levels it was distilled for."""
     entry = {"kind": "lora", "source": lora.source, "fuse": True}
-    return Way(f"distilled, {steps} steps", _recipe(entry, stages=[_few_steps()]), steps)
+    return Way(f"distilled, {steps} steps", _recipe(entry, stages=[_few_steps(steps)]), steps)
 
 
 def undistilled_way() -> Way:
@@ -92,12 +92,13 @@ def undistilled_way() -> Way:
         '4 steps at its noise levels, no LoRA'
     """
     n = len(BORDERS) - 1
-    return Way(f"{n} steps at its noise levels, no LoRA", _recipe(stages=[_few_steps()]), n)
+    return Way(f"{n} steps at its noise levels, no LoRA", _recipe(stages=[_few_steps(n)]), n)
 
 
-def _few_steps() -> dict[str, Any]:
-    """The stage of a recipe that steps where the windows of the distillation do."""
-    return {"cell": 1, "steps": len(BORDERS) - 1, "sigmas": list(BORDERS[:-1])}
+def _few_steps(n: int) -> dict[str, Any]:
+    """The stage of a recipe that steps where the windows of the distillation begin."""
+    borders = BORDERS if n > 2 else (BORDERS[0], *LIFTED_BORDERS[1:])
+    return {"cell": 1, "steps": len(borders) - 1, "sigmas": list(borders[:-1])}
 
 
 def cache_ways(speedup: float) -> list[Way]:

@@ -224,8 +224,8 @@ def _windows(
     """Segments between neighbouring borders."""
     parts = []
     for high, low in itertools.pairwise(borders):
-        sigmas = (torch.full((len(captions),), sigma) for sigma in (high, low))
-        parts.append(Segments(states[high].half(), states[low].half(), *sigmas, captions))
+        start, end = (torch.full((len(captions),), sigma) for sigma in (high, low))
+        parts.append(Segments(states[high].half(), states[low].half(), start, end, captions))
     return _join(parts)
 
 

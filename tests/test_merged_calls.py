@@ -1,0 +1,205 @@
+"""Pictures of one batch, each with its own layout, in one call where their tokens are as many."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+import fresco
+from fresco import middleware
+from fresco.errors import AdapterError
+from fresco.ports import find_adapter
+from tests.conftest import draw_latents
+from tests.families import FAMILIES
+from tests.family import repeated
+from tests.mixed import RUNS, varied
+from tests.staged import RANDOM
+
+PROMPTS = ["a red circle", "blue", "a large square"]
+NAMES = ["flux", "flux2", "chroma", "ovis_image", "longcat_image"]
+
+
+@contextmanager
+def sizes_of_calls(transformer):
+    """Rows and image tokens of the calls of a transformer's first block."""
+    sizes = []
+
+    def note(_block, _args, call):
+        sizes.append(tuple(call["hidden_states"].shape[:2]))
+
+    block = transformer.transformer_blocks[0]
+    handle = block.register_forward_pre_hook(note, with_kwargs=True)
+    yield sizes
+    handle.remove()
+
+
+def draw(pipe):
+    generators = [torch.Generator().manual_seed(i) for i in range(3)]
+    return draw_latents(pipe, prompt=PROMPTS, generator=generators)
+
+
+def one_by_one(monkeypatch):
+    monkeypatch.setattr(middleware, "can_merge", lambda *_: False)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_step_is_one_call_and_the_pictures_are_those_of_calls_of_their_own(name, monkeypatch):
+    family = FAMILIES[name]
+    pipe, asked = family.make(), repeated(family.asked())
+    drawn, calls = [], []
+    with fresco.accelerate(pipe, RANDOM):
+        for _ in range(2):
+            with sizes_of_calls(pipe.transformer) as sizes:
+                generators = [torch.Generator().manual_seed(seed) for seed in (0, 2)]
+                drawn.append(family.draw(pipe, **asked, generator=generators))
+            calls.append(sizes)
+            one_by_one(monkeypatch)
+    torch.testing.assert_close(drawn[0], drawn[1], rtol=1e-5, atol=1e-5)
+    merged, apart = ([rows for rows, _ in sizes] for sizes in calls)
+    assert min(merged) == max(merged) == 2 * min(apart)
+    assert sum(merged) == sum(apart)
+
+
+@pytest.mark.parametrize("raw", [RUNS["edges"], RUNS["injection"], RUNS["coarse units"]])
+def test_merged_steps_of_flux_are_equal_to_separate_ones(tiny_flux_pipe, raw, monkeypatch):
+    with fresco.accelerate(tiny_flux_pipe, raw):
+        with sizes_of_calls(tiny_flux_pipe.transformer) as sizes:
+            merged = draw(tiny_flux_pipe)
+        assert {rows for rows, _ in sizes} == {3}
+        one_by_one(monkeypatch)
+        torch.testing.assert_close(merged, draw(tiny_flux_pipe), rtol=0, atol=1e-5)
+
+
+def test_layouts_of_other_numbers_of_tokens_go_apart(tiny_flux_pipe, monkeypatch):
+    with fresco.accelerate(tiny_flux_pipe, RUNS["threshold"]):
+        with sizes_of_calls(tiny_flux_pipe.transformer) as sizes:
+            together = draw(tiny_flux_pipe)
+        assert {rows for rows, _ in sizes} == {1, 2, 3}  # two of them are as long
+        one_by_one(monkeypatch)
+        torch.testing.assert_close(together, draw(tiny_flux_pipe), rtol=0, atol=1e-5)
+
+
+def compiled(pipe):
+    for block in pipe.transformer.transformer_blocks:
+        block.compile(backend="eager")
+    return RUNS["edges"]
+
+
+def compiled_norm(pipe):
+    attn = pipe.transformer.single_transformer_blocks[0].attn
+    attn.norm_q = torch.compile(attn.norm_q, backend="eager")
+    return RUNS["edges"]
+
+
+def compiled_forward(pipe):
+    transformer = pipe.transformer
+    transformer.forward = torch.compile(transformer.forward, backend="eager")
+    return RUNS["edges"]
+
+
+def cached(_pipe):
+    stack = [{"kind": "cache", "method": "first_block", "threshold": 0.5}]
+    return {**RUNS["edges"], "stack": stack}
+
+
+def phase_aligned(_pipe):
+    return RUNS["phase"]
+
+
+WAYS = [compiled, compiled_norm, compiled_forward, cached, phase_aligned]
+
+
+@pytest.mark.parametrize("make", WAYS)
+def test_pictures_go_apart_where_hooks_would_be_missed_or_a_call_decides(
+    tiny_flux_pipe, make, monkeypatch
+):
+    raw, entered = make(tiny_flux_pipe), []
+    enter = middleware.enter_tokens
+
+    def note(adapter, call, run, step, groups):
+        entered.extend(len(group.images) for group in groups)
+        assert len(groups) == 1
+        return enter(adapter, call, run, step, groups)
+
+    monkeypatch.setattr(middleware, "enter_tokens", note)
+    with fresco.accelerate(tiny_flux_pipe, raw):
+        draw(tiny_flux_pipe)
+    assert set(entered) == {1, 3}  # mixed steps and whole-grid ones
+
+
+def hooks_of_norms(transformer):
+    norms = [m for name, m in transformer.named_modules() if name.endswith(("norm_q", "norm_k"))]
+    assert norms
+    return sum(len(norm._forward_hooks) for norm in norms)
+
+
+def test_attention_that_does_not_use_the_norms_is_refused_and_nothing_stays(tiny_flux_pipe):
+    transformer = tiny_flux_pipe.transformer
+    attn = transformer.transformer_blocks[0].attn
+
+    class Plain:
+        def __call__(self, _attn, hidden_states, encoder_hidden_states=None, *_args, **_):
+            return hidden_states, encoder_hidden_states
+
+    with fresco.accelerate(tiny_flux_pipe, varied(promote={"score": "edges", "budget": 0.3})):
+        before = attn.processor
+        attn.processor = Plain()
+        n = 2 * (len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks))
+        with pytest.raises(AdapterError, match=rf"got {n - 2} of {n} norms"):
+            draw(tiny_flux_pipe)
+        attn.processor = before
+        draw(tiny_flux_pipe)
+        assert hooks_of_norms(transformer) == 0
+
+
+def own_call(transformer):
+    """Arguments of a call that is not fresco's."""
+    call = find_adapter(transformer).example_call(transformer, 16, 6)
+    call["img_ids"] = torch.arange(48.0).view(16, 3)
+    call["hidden_states"] = torch.randn_like(call["hidden_states"])
+    return call
+
+
+@torch.no_grad()
+def test_a_call_outside_of_a_run_that_died_is_the_model_s_own(tiny_flux_pipe):
+    transformer = tiny_flux_pipe.transformer
+    call = own_call(transformer)
+    expected = transformer(**call)[0]
+
+    def fail(*_):
+        if hooks_of_norms(transformer):
+            raise KeyboardInterrupt
+
+    with fresco.accelerate(tiny_flux_pipe, RUNS["edges"]):
+        handle = transformer.norm_out.register_forward_hook(fail)
+        with pytest.raises(KeyboardInterrupt):
+            draw(tiny_flux_pipe)
+        assert hooks_of_norms(transformer) > 0
+        handle.remove()
+        assert torch.equal(transformer(**call)[0], expected)
+        assert hooks_of_norms(transformer) == 0
+
+
+@pytest.mark.parametrize("name", ["edges", "phase"])
+@torch.no_grad()
+def test_a_call_of_another_thread_meanwhile_is_the_model_s_own(tiny_flux_pipe, name):
+    transformer = tiny_flux_pipe.transformer
+    call, seen = own_call(transformer), []
+    expected = transformer(**call)[0]
+    block = transformer.single_transformer_blocks[0]
+
+    def call_elsewhere(*_):
+        if threading.current_thread() is threading.main_thread():
+            with ThreadPoolExecutor(1) as other:
+                seen.append(other.submit(torch.no_grad()(transformer), **call).result()[0])
+
+    with fresco.accelerate(tiny_flux_pipe, RUNS[name]):
+        right = draw(tiny_flux_pipe)
+        with block.register_forward_pre_hook(call_elsewhere):
+            assert torch.equal(draw(tiny_flux_pipe), right)
+    assert seen
+    assert all(torch.equal(output, expected) for output in seen)
