@@ -207,8 +207,9 @@ class Middleware:
         if step.side == 1:
             self.listeners.before_call(self._call, module)
             return None  # untouched: bit-identical
-        merges = not self.listeners.on_layout and can_merge(self.adapter, step, module)
-        run.calls = share_calls(run.groups(step), merges)
+        groups, is_alone = run.groups(step), not self.listeners.on_layout
+        merges = len(groups) > 1 and is_alone and can_merge(self.adapter, step, module)
+        run.calls = share_calls(groups, merges)
         enter = functools.partial(enter_tokens, self.adapter, call, run, step)
         first, *others = run.calls
         with run.nested():
@@ -232,11 +233,9 @@ class Middleware:
         first = self._call
         self._call = dataclasses.replace(first, group=part) if first else None
         try:
-            output = module(**entered)
+            return module(**entered)
         finally:
             self._call = first
-        self.adapter.check_merged()
-        return output
 
     def _after_forward(
         self, module: torch.nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any], output: Any
@@ -251,7 +250,6 @@ class Middleware:
         run.n_passes += 1
         if step.side == 1:
             return None
-        self.adapter.check_merged()
         return leave_tokens(self.adapter, (output, *run.parts), run.calls, run, step)
 
     def _step(

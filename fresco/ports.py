@@ -43,7 +43,6 @@ class AbstractModelAdapter(ABC):
     noise_coefficient: ClassVar[float] = 1.0  # of that in what the transformer returns
     inverts_sigmas: ClassVar[bool] = False  # whether its scheduler's rise from 0, pure noise
     mixes: ClassVar[bool] = True  # whether cells of several sides can be in one sequence
-    merges: ClassVar[bool] = False  # whether pictures of one call can have positions of their own
     # positions that it can be told: without "coarse" if it counts them by the picture's size,
     # with "phase" if it has phase-aligned attention
     units: ClassVar[Collection[PositionUnits]] = ("native", "fine", "coarse", "anchor")
@@ -175,12 +174,13 @@ class AbstractModelAdapter(ABC):
     ) -> dict[str, Any]:
         """Return the call with `tokens` in place of the full grid's, at `positions` [n, 2]."""
 
-    def merge(self, calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Make one call of several that `embed` returned, of equally many tokens; if it merges."""
-        raise NotImplementedError
+    def can_merge(self, transformer: Any) -> bool:  # noqa: ARG002
+        """Whether pictures of one call can have positions of their own."""
+        return False
 
-    def check_merged(self) -> None:  # noqa: B027
-        """Raise `AdapterError` if the call that has ended was merged, and missed its positions."""
+    def merge(self, calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Make one call of several that `embed` returned, of equally many tokens."""
+        raise NotImplementedError
 
     @abstractmethod
     def unembed(self, output: Any, layout: TokenLayout) -> Tensor:

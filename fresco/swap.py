@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dynamo import OptimizedModule  # torch names it nowhere else
 
 from fresco.injection import inject, interpolate
 from fresco.lift import lift_latents
@@ -21,30 +20,30 @@ from fresco.ports import AbstractModelAdapter
 from fresco.run import Group, Run
 from fresco.schedule import Step
 from fresco.transfer import prolong, restrict
+from fresco.wraps import is_compiled
 
 
 def can_merge(adapter: AbstractModelAdapter, step: Step, transformer: torch.nn.Module) -> bool:
     """Whether images of several layouts can be in one call.
 
-    Attention at strides follows one layout, and hooks are no part of a graph that is compiled.
+    Attention at strides follows one layout. Hooks are no part of a graph that is compiled, nor of
+    what a backward pass computes again; a sequence that devices share is another in every one.
     """
-    if not adapter.merges or step.units == "phase":
+    if step.units == "phase" or torch.is_grad_enabled() or not adapter.can_merge(transformer):
         return False
-    return not any(map(_is_compiled, transformer.modules()))
-
-
-def _is_compiled(module: torch.nn.Module) -> bool:
-    """Whether torch.compile was given the module, its call or its forward."""
-    is_forward = hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
-    return is_forward or isinstance(module, OptimizedModule) or bool(module._compiled_call_impl)
+    is_shared = getattr(transformer, "_parallel_config", None)
+    return not is_shared and not any(map(is_compiled, transformer.modules()))
 
 
 def share_calls(groups: Sequence[Group], merges: bool) -> list[list[Group]]:
     """Which groups go in one call: those of equally many tokens, or each in its own.
 
     Example:
-        >>> share_calls([], merges=True)
-        []
+        >>> from fresco.layout import TokenLayout
+        >>> layouts = (TokenLayout.whole(2, 2, side, 2) for side in (1, 2, 1))
+        >>> groups = [Group((i,), layout, None) for i, layout in enumerate(layouts)]
+        >>> [[group.images for group in call] for call in share_calls(groups, merges=True)]
+        [[(0,), (2,)], [(1,)]]
     """
     if not merges:
         return [[group] for group in groups]

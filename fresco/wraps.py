@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch._dynamo import OptimizedModule  # torch names it nowhere else
 
 Around = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 _MARK = "_fresco_wrap"
@@ -142,3 +143,9 @@ def goes_on_elsewhere(thread: threading.Thread, caller: object | None, kind: typ
     if thread is threading.current_thread() or not thread.is_alive():
         return False
     return caller is None or calling(kind, thread) is caller
+
+
+def is_compiled(module: torch.nn.Module) -> bool:
+    """Whether torch.compile was given the module, its call, its forward or that of its class."""
+    is_forward = hasattr(module.forward, "_torchdynamo_orig_callable")
+    return is_forward or isinstance(module, OptimizedModule) or bool(module._compiled_call_impl)

@@ -16,7 +16,7 @@ from .packed import PackedIdsAdapter
 
 @register_adapter
 class ChromaAdapter(PackedIdsAdapter):
-    """`ChromaTransformer2DModel`, hooked at its root only; image tokens are never masked.
+    """`ChromaTransformer2DModel`, hooked at its root; image tokens are never masked.
 
     Source:
         huggingface/diffusers@v0.42.1:src/diffusers/pipelines/chroma/pipeline_chroma.py

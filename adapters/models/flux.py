@@ -19,7 +19,7 @@ from .packed import PackedIdsAdapter
 
 @register_adapter
 class FluxAdapter(PackedIdsAdapter):
-    """`FluxTransformer2DModel`, hooked at its root only.
+    """`FluxTransformer2DModel`, hooked at its root.
 
     Channels beyond those it predicts are conditions (Fill's mask, a control picture): cells
     average them as they are, and a ControlNet's residuals too. Tokens behind the picture's

@@ -16,7 +16,7 @@ from .packed import PackedIdsAdapter
 
 @register_adapter
 class Flux2Adapter(PackedIdsAdapter):
-    """`Flux2Transformer2DModel`, hooked at its root only.
+    """`Flux2Transformer2DModel`, hooked at its root.
 
     A token's 128 channels are 32 of the VAE's, at 2 x 2 latent pixels.
 

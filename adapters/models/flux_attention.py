@@ -2,13 +2,11 @@
 
 Rotary embedding knows distances on a grid of one stride. So a coarse query attends once more,
 to one token per cell of its own side, at positions in units of that side; finer tokens are
-represented by the upper left one of a cell. Fine queries see everything in fine units. Calls of
-other threads are left alone.
+represented by the upper left one of a cell. Fine queries see everything in fine units.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +48,6 @@ class Strides:
     def __init__(self, transformer: Any) -> None:
         self._embed_positions = transformer.pos_embed
         self._views: list[View] = []
-        self._thread = threading.current_thread()
         self._handles = [
             block.attn.register_forward_hook(self._align, with_kwargs=True)
             for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
@@ -67,7 +64,7 @@ class Strides:
         Raises:
             AdapterError: If the call has tokens of other pictures, too.
         """
-        self._views, self._thread = [], threading.current_thread()
+        self._views = []
         if layout is not None:
             if n_others := len(call["img_ids"]) - layout.n_tokens:
                 expected = "tokens of the picture alone with positions: phase"
@@ -88,8 +85,7 @@ class Strides:
 
     def _align(self, attn: nn.Module, _args: object, kwargs: dict[str, Any], output: Any) -> Any:
         """Put what the coarse queries see at their own stride into their rows of the output."""
-        is_own = self._thread is threading.current_thread()
-        for view in self._views if is_own else ():
+        for view in self._views:
             if kwargs.get("encoder_hidden_states") is None:  # text and image in one sequence
                 output = self._joint(attn, kwargs["hidden_states"], view, output)
             else:

@@ -11,7 +11,7 @@ from .packed import PackedIdsAdapter
 
 @register_adapter
 class LongCatImageAdapter(PackedIdsAdapter):
-    """`LongCatImageTransformer2DModel`, hooked at its root only.
+    """`LongCatImageTransformer2DModel`, hooked at its root.
 
     Ids say what a token is of (0 text, 1 the picture, 2 one to edit, whose tokens keep their
     resolution), and count rows and columns from the number of text tokens on.

@@ -11,7 +11,7 @@ from .packed import PackedIdsAdapter
 
 @register_adapter
 class OvisImageAdapter(PackedIdsAdapter):
-    """`OvisImageTransformer2DModel`, hooked at its root only; ids have no batch axis.
+    """`OvisImageTransformer2DModel`, hooked at its root; ids have no batch axis.
 
     Source:
         huggingface/diffusers@v0.42.1:src/diffusers/pipelines/ovis_image/pipeline_ovis_image.py

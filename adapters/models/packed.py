@@ -14,7 +14,7 @@ from fresco.transfer import cut_patches, join_patches, restrict
 
 from .arguments import ArgumentsAdapter, zeros_for
 from .residuals import join_rows, pool_residuals
-from .rotations import Rotations
+from .rotations import Rotations, uses_norms
 
 
 class PackedAdapter(ArgumentsAdapter):
@@ -82,7 +82,6 @@ class PackedIdsAdapter(PackedAdapter):
     their own are turned by them before it does so.
     """
 
-    merges: ClassVar[bool] = True
     _rotations: Rotations | None = None
 
     def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
@@ -93,21 +92,19 @@ class PackedIdsAdapter(PackedAdapter):
         if self._rotations:
             self._rotations.stop()
 
-    def check_merged(self) -> None:
-        if self._rotations:
-            self._rotations.check()
+    def can_merge(self, transformer: Any) -> bool:
+        return uses_norms(transformer)
 
     def merge(self, calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         assert self._rotations
-        ids = torch.cat(
-            [
-                call["img_ids"].expand(len(call["hidden_states"]), *call["img_ids"].shape[-2:])
-                for call in calls
-            ]
-        )
-        self._rotations.start(ids)
-        no_ids = torch.zeros_like(calls[0]["img_ids"])
-        return join_rows(calls, self.batched, self.pooled) | {"img_ids": no_ids}
+        ids = [
+            call["img_ids"].expand(len(call["hidden_states"]), *call["img_ids"].shape[-2:])
+            for call in calls
+        ]
+        self._rotations.start(torch.cat(ids))
+        names = [name for name in self.batched if name != "img_ids"]
+        joined = join_rows(calls, names, self.pooled)
+        return joined | {"img_ids": torch.zeros_like(calls[0]["img_ids"])}
 
     def embed(
         self, call: Mapping[str, Any], tokens: Tensor, layout: TokenLayout, positions: Tensor
