@@ -22,8 +22,9 @@ from fresco.cost import Cost, plan_cost
 from fresco.errors import AdapterError, FrescoWarning, RecipeError, ScheduleError
 from fresco.foreign_caches import check_uncached
 from fresco.middleware import Middleware
-from fresco.ports import AbstractModelAdapter, adapter_of
+from fresco.ports import AbstractModelAdapter
 from fresco.recipe import Recipe, load_recipe
+from fresco.registry import adapter_of
 from fresco.report import Report, StepRecord
 from fresco.request import PlanRequest
 from fresco.schedule import Plan, make_plan

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fresco.memory import peak_bytes
 from fresco.meta import FullMasks
-from fresco.ports import AbstractModelAdapter, find_adapter
+from fresco.ports import AbstractModelAdapter
+from fresco.registry import find_adapter
 from fresco.schedule import Plan, Step
 
 

@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 
 from fresco.errors import FrescoError
-from fresco.ports import adapters
+from fresco.registry import adapters
 from fresco.techniques import TechniqueConfig, techniques
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate",

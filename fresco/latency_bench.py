@@ -12,8 +12,8 @@ import torch
 
 from fresco.api import Accelerated, accelerate
 from fresco.errors import FrescoError
-from fresco.ports import adapter_of
 from fresco.recipe import Recipe
+from fresco.registry import adapter_of
 from fresco.sketch import ModelConfig
 from fresco.timing import LoopTimer, now_s
 

@@ -12,8 +12,8 @@ from fresco.checks import check_layouts, check_model, check_scheduler, check_sta
 from fresco.cost import pass_bytes, pass_flops, step_flops, weight_bytes
 from fresco.devices import Device, load_device
 from fresco.errors import ScheduleError
-from fresco.ports import adapter_of
 from fresco.recipe import Recipe, load_recipe
+from fresco.registry import adapter_of
 from fresco.request import PlanRequest
 from fresco.schedule import Plan, make_plan
 from fresco.sketch import (

@@ -13,10 +13,10 @@ import yaml
 from pydantic import Field, ValidationError
 
 from fresco.errors import RecipeError
-from fresco.ports import ENTRY_POINT_GROUP
 from fresco.problems import place, unknown
 from fresco.recipe_yaml import read_yaml
 from fresco.record import NoiseFloorConfig, RecordConfig
+from fresco.registry import ENTRY_POINT_GROUP
 from fresco.requires import RequiresConfig, requirement_problems
 from fresco.stages import (
     Bounds,

@@ -14,8 +14,8 @@ from pydantic import Field, ValidationError
 
 from fresco.cost import skeleton
 from fresco.errors import FrescoError
-from fresco.ports import adapters
 from fresco.problems import place, unknown
+from fresco.registry import adapters
 from fresco.stages import Config
 
 

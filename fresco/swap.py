@@ -74,7 +74,7 @@ def enter_tokens(
     """
     entered = [_enter_group(adapter, call, run, step, group) for group in groups]
     adapter.aim(entered[0], groups[0].layout if step.units == "phase" else None)
-    return entered[0] if len(entered) == 1 else adapter.merge(entered)
+    return adapter.merge(entered)
 
 
 def _enter_group(

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from fresco.calls import AbstractListener
 from fresco.errors import AttachError
-from fresco.ports import load_extensions
 from fresco.problems import place, unknown
+from fresco.registry import load_extensions
 from fresco.stages import Config
 
 Phase = Literal["weights", "hooks", "graph"]

@@ -11,7 +11,7 @@ import torch
 import fresco
 from fresco import errors
 from fresco.cost import pass_flops
-from fresco.ports import find_adapter
+from fresco.registry import find_adapter
 from tests.conftest import draw_latents, traces
 from tests.families import FAMILIES
 from tests.family import noise

@@ -12,7 +12,7 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
 
 import fresco
 from fresco.cost import weight_bytes
-from fresco.ports import find_adapter
+from fresco.registry import find_adapter
 from fresco.sketch import known_models, load_model_config, model_like, sketch_model
 from tests.families import FAMILIES
 from tests.staged import HALVES

@@ -10,8 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fresco.cost import _cast, pass_flops, plan_cost
-from fresco.ports import find_adapter
 from fresco.recipe import load_recipe
+from fresco.registry import find_adapter
 from fresco.request import PlanRequest
 from fresco.schedule import make_plan
 from tests.conftest import make_flux_pipe

@@ -10,7 +10,7 @@ import torch
 
 from fresco.doctor import devices, installed, try_techniques
 from fresco.errors import AttachError
-from fresco.ports import adapters
+from fresco.registry import adapters
 from fresco.techniques import techniques
 from tests.command import run
 from tests.conftest import traces

@@ -11,7 +11,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from fresco.adapters.techniques import lora, quantize
 
 from fresco.layout import TokenLayout
-from fresco.ports import find_adapter
+from fresco.registry import find_adapter
 from fresco.sigmas import shifted_sigmas
 from tests.families import FAMILIES
 

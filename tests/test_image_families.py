@@ -15,7 +15,7 @@ from fresco.adapters.models.strip import between
 import fresco
 from fresco import errors
 from fresco.layout import TokenLayout
-from fresco.ports import find_adapter
+from fresco.registry import find_adapter
 from fresco.transfer import cut_patches
 from fresco.wraps import call_by_name
 from tests.conftest import traces

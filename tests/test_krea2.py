@@ -7,7 +7,7 @@ import torch
 
 import fresco
 from fresco.layout import TokenLayout
-from fresco.ports import find_adapter
+from fresco.registry import find_adapter
 from fresco.sigmas import own_sigmas
 from tests.families import FAMILIES
 from tests.family import noise

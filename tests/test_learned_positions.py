@@ -11,7 +11,7 @@ import fresco
 from fresco import errors
 from fresco.cost import pass_bytes, plan_cost
 from fresco.layout import TokenLayout
-from fresco.ports import find_adapter
+from fresco.registry import find_adapter
 from fresco.transfer import cut_patches
 from tests import test_families as of_all
 from tests.conftest import traces

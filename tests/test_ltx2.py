@@ -11,7 +11,7 @@ import torch
 import fresco
 from fresco import errors
 from fresco.layout import TokenLayout
-from fresco.ports import find_adapter
+from fresco.registry import find_adapter
 from tests.conftest import traces
 from tests.families import FAMILIES
 from tests.family import noise, repeated

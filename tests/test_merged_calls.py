@@ -13,8 +13,9 @@ from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 
 import fresco
 from fresco import middleware
-from fresco.ports import find_adapter
+from fresco.registry import find_adapter
 from fresco.swap import can_merge
+from fresco.wraps import is_compiled
 from tests.conftest import draw_latents
 from tests.families import FAMILIES
 from tests.family import repeated
@@ -151,14 +152,25 @@ def test_pictures_go_apart_where_hooks_would_be_missed_or_a_call_decides(
     assert set(entered) == {1, 3}  # mixed steps and whole-grid ones
 
 
-def test_with_gradients_pictures_go_apart(tiny_flux_pipe):
+def test_with_gradients_or_a_shared_sequence_pictures_go_apart(tiny_flux_pipe):
     adapter = find_adapter(tiny_flux_pipe.transformer)
     with fresco.accelerate(tiny_flux_pipe, RUNS["edges"]) as accelerated:
         draw(tiny_flux_pipe)
         step = accelerated._middleware.last.plan.steps[4]
     with torch.no_grad():
         assert can_merge(adapter, step, tiny_flux_pipe.transformer)
+        tiny_flux_pipe.transformer._parallel_config = object()  # shares the sequence out
+        assert not can_merge(adapter, step, tiny_flux_pipe.transformer)
+        del tiny_flux_pipe.transformer._parallel_config
     assert not can_merge(adapter, step, tiny_flux_pipe.transformer)
+
+
+def test_a_class_s_forward_that_is_compiled_is_noticed():
+    class Compiled(torch.nn.Linear):
+        forward = torch.compile(torch.nn.Linear.forward, backend="eager")
+
+    assert is_compiled(Compiled(1, 1))
+    assert not is_compiled(torch.nn.Linear(1, 1))
 
 
 def test_blocks_without_attention_of_diffusers_take_stages(tiny_flux_pipe):

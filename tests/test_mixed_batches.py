@@ -50,7 +50,7 @@ def test_groups_that_interleave_come_back_in_the_batch_s_order(tiny_flux_pipe):
 def test_batches_with_ip_adapter_images_are_refused_in_mixed_stages(tiny_flux_pipe):
     embeds = {"ip_adapter_image_embeds": [torch.zeros(2, 1, 4, 16)]}
     adapter_error = fresco.errors.AdapterError
-    from fresco.ports import find_adapter
+    from fresco.registry import find_adapter
 
     adapter = find_adapter(tiny_flux_pipe.transformer)
     call = {"hidden_states": torch.zeros(2, 4, 16), "joint_attention_kwargs": embeds}

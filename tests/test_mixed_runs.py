@@ -107,7 +107,8 @@ def test_a_mixed_stage_that_promotes_everything_is_a_fine_one(tiny_flux_pipe):
 
 
 def test_positions_that_an_adapter_cannot_align_are_refused(tiny_flux_pipe, monkeypatch):
-    from fresco.ports import AbstractModelAdapter, find_adapter
+    from fresco.ports import AbstractModelAdapter
+    from fresco.registry import find_adapter
 
     adapter = type(find_adapter(tiny_flux_pipe.transformer))
     monkeypatch.setattr(adapter, "units", AbstractModelAdapter.units)

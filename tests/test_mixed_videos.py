@@ -11,7 +11,7 @@ from torch.nn import functional
 import fresco
 from fresco.layout import TokenLayout
 from fresco.noise import NoiseField
-from fresco.ports import find_adapter
+from fresco.registry import find_adapter
 from fresco.transfer import cut_patches, restrict
 from fresco.wraps import call_by_name
 from tests.conftest import traces

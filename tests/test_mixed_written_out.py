@@ -12,8 +12,8 @@ from fresco.injection import inject
 from fresco.layout import TokenLayout
 from fresco.lift import draw_clean
 from fresco.noise import NoiseField
-from fresco.ports import find_adapter
 from fresco.promotion import promote
+from fresco.registry import find_adapter
 from fresco.score import SCORES, Evidence
 from fresco.transfer import restrict
 from tests.conftest import draw_latents

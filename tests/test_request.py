@@ -7,7 +7,7 @@ import pytest
 
 import fresco
 from fresco.errors import ScheduleError
-from fresco.ports import find_adapter
+from fresco.registry import find_adapter
 from fresco.request import plain_sigmas
 from fresco.sigmas import own_sigmas
 from tests.families import FAMILIES

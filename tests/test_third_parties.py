@@ -12,7 +12,7 @@ import pytest
 CODE = """
 from typing import ClassVar, Literal
 from fresco.adapters.models.flux import FluxAdapter
-from fresco.ports import register_adapter
+from fresco.registry import register_adapter
 from fresco.techniques import AbstractAttachment, TechniqueConfig, register_technique
 
 
@@ -59,7 +59,7 @@ stack:
 USE = """
 import torch
 import fresco
-from fresco.ports import find_adapter
+from fresco.registry import find_adapter
 from diffusers import FluxTransformer2DModel
 from tests.conftest import draw_latents, make_flux_pipe
 

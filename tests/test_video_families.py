@@ -19,7 +19,7 @@ import fresco
 from fresco import errors
 from fresco.cost import pass_bytes
 from fresco.layout import TokenLayout
-from fresco.ports import find_adapter
+from fresco.registry import find_adapter
 from fresco.transfer import cut_patches
 from tests.conftest import traces
 from tests.families import FAMILIES

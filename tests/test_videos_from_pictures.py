@@ -13,7 +13,7 @@ import fresco
 from fresco import errors
 from fresco.cost import pass_flops
 from fresco.layout import TokenLayout
-from fresco.ports import find_adapter
+from fresco.registry import find_adapter
 from fresco.wraps import call_by_name
 from tests import test_families as of_all
 from tests.conftest import traces

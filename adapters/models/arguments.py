@@ -14,7 +14,7 @@ from fresco.errors import AdapterError
 from fresco.layout import TokenLayout
 from fresco.ports import AbstractModelAdapter
 
-from .residuals import select_residuals, select_rows
+from .rows import select_residuals, select_rows
 
 CALL = "pipe(prompt, ...)"  # where errors of a call are raised
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fresco.layout import PositionUnits
-from fresco.ports import register_adapter
+from fresco.registry import register_adapter
 
 from .strip import StripAdapter, between
 

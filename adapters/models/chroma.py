@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fresco.layout import TokenLayout
-from fresco.ports import register_adapter
+from fresco.registry import register_adapter
 
 from .packed import PackedIdsAdapter
 

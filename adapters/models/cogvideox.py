@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fresco.errors import AdapterError
 from fresco.layout import PositionUnits, TokenLayout
-from fresco.ports import register_adapter
+from fresco.registry import register_adapter
 from fresco.target import Prediction
 from fresco.transfer import cut_patches
 from fresco.wraps import wrap_method

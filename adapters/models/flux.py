@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fresco.errors import AdapterError
 from fresco.layout import PositionUnits, TokenLayout
-from fresco.ports import register_adapter
+from fresco.registry import register_adapter
 
 from .flux_attention import Strides
 from .packed import PackedIdsAdapter

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fresco.errors import AdapterError
 from fresco.layout import TokenLayout
-from fresco.ports import register_adapter
+from fresco.registry import register_adapter
 
 from .packed import PackedIdsAdapter
 

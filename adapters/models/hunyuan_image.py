@@ -9,7 +9,7 @@ import torch
 from diffusers.models.embeddings import get_1d_rotary_pos_embed
 from torch import Tensor
 
-from fresco.ports import register_adapter
+from fresco.registry import register_adapter
 
 from .arguments import no_stages
 from .strip import RopeAdapter

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fresco.ports import register_adapter
+from fresco.registry import register_adapter
 
 from .strip import RopeAdapter
 from .video import VideoAdapter, rotate

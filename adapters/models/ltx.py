@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fresco.errors import LayoutError
 from fresco.layout import TokenLayout
-from fresco.ports import register_adapter
+from fresco.registry import register_adapter
 
 from .arguments import no_stages
 from .packed import PackedAdapter

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fresco.layout import PositionUnits
-from fresco.ports import register_adapter
+from fresco.registry import register_adapter
 
 from .strip import RopeAdapter
 from .video import VideoAdapter, in_frames

@@ -13,8 +13,9 @@ from fresco.noise import NoiseField
 from fresco.transfer import cut_patches, join_patches, restrict
 
 from .arguments import ArgumentsAdapter, zeros_for
-from .residuals import join_rows, pool_residuals
+from .residuals import pool_residuals
 from .rotations import Rotations, uses_norms
+from .rows import join_rows
 
 
 class PackedAdapter(ArgumentsAdapter):
@@ -96,7 +97,8 @@ class PackedIdsAdapter(PackedAdapter):
         return uses_norms(transformer)
 
     def merge(self, calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        assert self._rotations
+        if len(calls) == 1 or self._rotations is None:
+            return super().merge(calls)
         ids = [
             call["img_ids"].expand(len(call["hidden_states"]), *call["img_ids"].shape[-2:])
             for call in calls

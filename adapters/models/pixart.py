@@ -10,7 +10,7 @@ from diffusers.models.embeddings import get_1d_sincos_pos_embed_from_grid
 from torch import Tensor
 
 from fresco.layout import PositionUnits, TokenLayout
-from fresco.ports import register_adapter
+from fresco.registry import register_adapter
 from fresco.target import Prediction
 
 from .arguments import no_stages

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fresco.errors import AdapterError
 from fresco.layout import TokenLayout
-from fresco.ports import register_adapter
+from fresco.registry import register_adapter
 from fresco.transfer import cut_patches, join_patches
 
 from .arguments import CALL, ArgumentsAdapter, near_square, no_stages, zeros_for

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from fresco.layout import TokenLayout
-from fresco.ports import register_adapter
+from fresco.registry import register_adapter
 
 from .arguments import near_square, no_stages
 from .packed import PackedAdapter

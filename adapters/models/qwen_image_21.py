@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fresco.layout import TokenLayout
-from fresco.ports import register_adapter
+from fresco.registry import register_adapter
 from fresco.transfer import cut_patches, join_patches
 
 from .arguments import ArgumentsAdapter, no_stages, zeros_for

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from fresco.ports import register_adapter
+from fresco.registry import register_adapter
 
 from .plain import PlainAdapter
 

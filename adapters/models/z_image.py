@@ -11,7 +11,8 @@ from diffusers.models.embeddings import get_1d_rotary_pos_embed
 from torch import Tensor
 
 from fresco.layout import TokenLayout
-from fresco.ports import AbstractModelAdapter, register_adapter
+from fresco.ports import AbstractModelAdapter
+from fresco.registry import register_adapter
 from fresco.wraps import wrap_method
 
 from .arguments import no_stages

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fresco.ports import find_adapter
 from fresco.reference import MAX_TOKENS
+from fresco.registry import find_adapter
 from fresco.timing import now_s
 
 if TYPE_CHECKING:

@@ -23,12 +23,12 @@ from torch import Tensor
 from fresco.layout import TokenLayout
 from fresco.lift import Lift, lift_latents
 from fresco.noise import NoiseField
-from fresco.ports import find_adapter
 from fresco.reference import GUIDANCE_SCALE, MAX_TOKENS
 from fresco.reference.dataset import caption_of
 from fresco.reference.precision import autocast
 from fresco.reference.scenes import sample_scene
 from fresco.reference.transformer import pack
+from fresco.registry import find_adapter
 from fresco.sigmas import shifted_sigmas
 from fresco.transfer import join_patches, prolong, restrict
 
@@ -90,7 +90,7 @@ def draw_shard(pipe: FluxPipeline, seed: int, index: int) -> dict[str, Segments]
     seen, coarse_end = _Coarse(start), COARSE_BORDERS[-1]
     views = {sigma: seen.view(states[sigma], sigma) for sigma in COARSE_BORDERS}
     lifted = seen.lift(views[coarse_end], coarse_end, LIFTED_BORDERS[0])
-    below = [sigma for sigma in BORDERS if sigma < LIFTED_BORDERS[-2]]  # a long window
+    below = [sigma for sigma in BORDERS if sigma < LIFTED_BORDERS[-2]]  # within a long window
     ahead = _sample(pipe, captions, lifted, (*LIFTED_BORDERS, *below))
     return {
         FINE: _windows(states, BORDERS, captions),
