@@ -51,7 +51,7 @@ def unpacked(tokens):
 def test_segments_are_where_the_teacher_goes(short):
     pipe = load()
     shard = drawn.draw_shard(pipe, 31, 0)
-    assert list(shard) == ["fine", "coarse", "lifted"]
+    assert list(shard) == ["fine", "coarse", "lifted", "mixed"]
     fine = shard["fine"]
     assert fine.start_sigma.tolist() == pytest.approx([1, 0.95, 0.5])
     assert fine.end_sigma.tolist() == pytest.approx([0.95, 0.5, 0])
@@ -95,18 +95,38 @@ def test_lifted_segments_begin_at_a_coarse_view_with_the_fields_noise(short):
     pipe = load()
     shard = drawn.draw_shard(pipe, 31, 0)
     lifted = shard["lifted"]
-    assert lifted.start_sigma.tolist() == pytest.approx([0.99, 0.7])
-    assert lifted.end_sigma.tolist() == pytest.approx([0.7, 0])
+    assert lifted.start_sigma.tolist() == pytest.approx([0.99, 0.7, 0.5])
+    assert lifted.end_sigma.tolist() == pytest.approx([0.7, 0, 0])
     eps = unpacked(shard["fine"].start[0].float())
     view = unpacked(shard["coarse"].end[0].float())
     clean = view - 0.9 * 2 * torch.nn.functional.avg_pool2d(eps, 2)  # a tenth of it
     spread = clean.repeat_interleave(2, 1).repeat_interleave(2, 2)
     start = (1 - 0.99) / (1 - 0.9) * spread + 0.99 * eps
     assert torch.allclose(unpacked(lifted.start[0].float()), start, atol=2e-2)
+    through_mixed_border = (*halved(0.99, 0.85), *halved(0.85, 0.7)[1:])
     through_fine_border = (*halved(0.7, 0.5), *halved(0.5, 0)[1:])
-    for i, levels in enumerate((halved(0.99, 0.7), through_fine_border)):
+    for i, levels in enumerate((through_mixed_border, through_fine_border)):
         end = solve(pipe, lifted.start[i : i + 1], levels, lifted.captions[i])
         torch.testing.assert_close(end[0], lifted.end[i].float(), rtol=0, atol=5e-3)
+
+
+def test_mixed_segments_are_views_of_the_same_trajectory_and_the_full_grid_ends_it(short):
+    pipe = load()
+    shard = drawn.draw_shard(pipe, 31, 0)
+    lifted, mixed = shard["lifted"], shard["mixed"]
+    assert mixed.start_sigma.tolist() == pytest.approx([0.99, 0.85])
+    assert mixed.end_sigma.tolist() == pytest.approx([0.85, 0.5])
+    assert torch.equal(mixed.start[1], mixed.end[0])
+    assert torch.equal(mixed.ids[0], mixed.ids[1])
+    fine = (mixed.ids[0] % 1 == 0).all(1)  # others have their centres between fine tokens
+    assert (len(fine), fine.sum().item()) == (256 + 3 * 77, 4 * 77)
+    numbers = (mixed.ids[0, fine] @ torch.tensor([0.0, 32.0, 1.0])).long()
+    middle = solve(pipe, lifted.start[:1], halved(0.99, 0.85), mixed.captions[0])[0]
+    assert torch.equal(mixed.start[0, fine], lifted.start[0, numbers])
+    assert torch.allclose(mixed.end[0, fine].float(), middle[numbers], atol=5e-3)
+    # from there the full grid is to end where the teacher ends, which saw no cells
+    assert torch.equal(lifted.start[2, numbers], mixed.end[1, fine])
+    assert torch.equal(lifted.end[2], lifted.end[1])
 
 
 def test_every_shard_has_captions_and_noise_of_its_own_and_always_the_same(short, monkeypatch):
