@@ -21,6 +21,20 @@ def short(monkeypatch):
     monkeypatch.setattr(precision, "_faster_dtype", lambda: torch.float32)  # to compare exactly
 
 
+@pytest.fixture(scope="module")
+def pipe():
+    return load()
+
+
+@pytest.fixture(scope="module")
+def shard(pipe):
+    """The first shard of the series 31, in little; tests read it."""
+    with pytest.MonkeyPatch.context() as patch:
+        shorten(patch)
+        patch.setattr(precision, "_faster_dtype", lambda: torch.float32)
+        return drawn.draw_shard(pipe, 31, 0)
+
+
 def solve(pipe, start, sigmas, caption):
     """Euler's steps through `sigmas`, written out."""
     text, pooled, _ = pipe.encode_prompt(caption, caption, max_sequence_length=MAX_TOKENS)
@@ -48,9 +62,7 @@ def unpacked(tokens):
     return torch.einsum("yxcij->cyixj", cut).reshape(4, 2 * side, 2 * side)
 
 
-def test_segments_are_where_the_teacher_goes(short):
-    pipe = load()
-    shard = drawn.draw_shard(pipe, 31, 0)
+def test_segments_are_where_the_teacher_goes(pipe, shard):
     assert list(shard) == ["fine", "coarse", "lifted", "mixed"]
     fine = shard["fine"]
     assert fine.start_sigma.tolist() == pytest.approx([1, 0.95, 0.5])
@@ -63,9 +75,9 @@ def test_segments_are_where_the_teacher_goes(short):
         assert not torch.allclose(fine.start[i].float(), fine.end[i].float(), atol=5e-2)
 
 
-def test_latents_and_noise_levels_stay_exact_where_bfloat16_computes(short, monkeypatch):
+def test_latents_and_noise_levels_stay_exact_where_bfloat16_computes(pipe, short, monkeypatch):
     monkeypatch.setattr(precision, "_faster_dtype", lambda: torch.bfloat16)
-    pipe, seen = load(), []
+    seen = []
 
     def record(_module, _args, call):
         seen.append((call["hidden_states"].dtype, call["timestep"].dtype))
@@ -77,9 +89,7 @@ def test_latents_and_noise_levels_stay_exact_where_bfloat16_computes(short, monk
     assert not pipe.transformer._forward_hooks
 
 
-def test_a_coarse_segment_is_cells_averages_at_the_fine_noise_level(short):
-    pipe = load()
-    shard = drawn.draw_shard(pipe, 31, 0)
+def test_a_coarse_segment_is_cells_averages_at_the_fine_noise_level(pipe, shard):
     fine, coarse = shard["fine"], shard["coarse"]
     assert coarse.start_sigma.tolist() == [1]
     assert coarse.end_sigma.tolist() == pytest.approx([0.9])
@@ -91,9 +101,7 @@ def test_a_coarse_segment_is_cells_averages_at_the_fine_noise_level(short):
         assert torch.allclose(unpacked(tokens[0].float()), view, atol=1e-2)
 
 
-def test_lifted_segments_begin_at_a_coarse_view_with_the_fields_noise(short):
-    pipe = load()
-    shard = drawn.draw_shard(pipe, 31, 0)
+def test_lifted_segments_begin_at_a_coarse_view_with_the_fields_noise(pipe, shard):
     lifted = shard["lifted"]
     assert lifted.start_sigma.tolist() == pytest.approx([0.99, 0.7, 0.5])
     assert lifted.end_sigma.tolist() == pytest.approx([0.7, 0, 0])
@@ -110,9 +118,7 @@ def test_lifted_segments_begin_at_a_coarse_view_with_the_fields_noise(short):
         torch.testing.assert_close(end[0], lifted.end[i].float(), rtol=0, atol=5e-3)
 
 
-def test_mixed_segments_are_views_of_the_same_trajectory_and_the_full_grid_ends_it(short):
-    pipe = load()
-    shard = drawn.draw_shard(pipe, 31, 0)
+def test_mixed_segments_are_views_of_the_same_trajectory_and_the_full_grid_ends_it(pipe, shard):
     lifted, mixed = shard["lifted"], shard["mixed"]
     assert mixed.start_sigma.tolist() == pytest.approx([0.99, 0.85])
     assert mixed.end_sigma.tolist() == pytest.approx([0.85, 0.5])
@@ -129,9 +135,10 @@ def test_mixed_segments_are_views_of_the_same_trajectory_and_the_full_grid_ends_
     assert torch.equal(lifted.end[2], lifted.end[1])
 
 
-def test_every_shard_has_captions_and_noise_of_its_own_and_always_the_same(short, monkeypatch):
+def test_every_shard_has_captions_and_noise_of_its_own_and_always_the_same(
+    pipe, short, monkeypatch
+):
     monkeypatch.setattr(drawn, "PER_SHARD", 2)
-    pipe = load()
     first, again, other = (drawn.draw_shard(pipe, 31, i)["fine"] for i in (0, 0, 1))
     assert torch.equal(first.start, again.start)
     assert first.captions == again.captions

@@ -44,11 +44,6 @@ class Place:
         """Hang another module there."""
         self.parent._modules[self.key] = module
 
-    @property
-    def is_as_found(self) -> bool:
-        """Whether the same module still hangs there."""
-        return self.parent._modules.get(self.key) is self.module
-
 
 def places(transformer: torch.nn.Module) -> list[Place]:
     """List every module below the root."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from fresco.calls import Call
@@ -12,8 +12,6 @@ from .cache_methods import OUT_OF_RANGE, Method
 
 class _OnHook(Method):
     """A cache whose state is on its hooks, not by context: exchanged for every call."""
-
-    make_state: Callable[[], Any]
 
     def find_hooks(self) -> None:
         super().find_hooks()

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from fresco.reference.precision import autocast
 
-FACTOR = 4
 LATENT_CHANNELS = 4
 KL_WEIGHT = 1e-4
 

@@ -25,7 +25,8 @@ class Measured:
         full_steps: FLOPs, in steps on the full grid.
         n_steps: Solver steps that were taken.
         call_s: Seconds of the whole call, text encoders and decoder included; of the same.
-        step_s: Seconds of one forward pass of the plain transformer beside the call; of the same.
+        step_s: Seconds of one forward pass of the plain transformer, the mean of one before the
+            call and one after it; of the same.
     """
 
     images: Tensor
