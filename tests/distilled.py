@@ -10,4 +10,4 @@ def shorten(patch):
     patch.setattr(drawn, "SUBSTEPS", 2)
     patch.setattr(drawn, "BORDERS", (1.0, 0.95, 0.5, 0.0))
     patch.setattr(drawn, "LIFTED_BORDERS", (0.99, 0.7, 0.0))
-    patch.setattr(distill, "BATCH", {"fine": 1, "coarse": 1, "lifted": 1, "mixed": 2})
+    patch.setattr(distill, "BATCH", {"fine": 1, "coarse": 1, "lifted": 1})

@@ -50,29 +50,6 @@ def test_the_target_is_the_slope_of_the_segment(monkeypatch):
     assert loss.item() == pytest.approx((np.sqrt(errors**2 + flat**2) - flat).mean())
 
 
-def test_pictures_with_positions_of_their_own_are_called_with_them(monkeypatch):
-    """The transformer takes the ids of one picture for a whole batch."""
-    seen = []
-
-    def predict(_transformer, tokens, sigma, guidance, text, _pooled):
-        seen.append(tokens.ids)
-        assert len(sigma) == len(guidance) == len(text) == 1
-        return torch.full_like(tokens.values, len(seen))
-
-    monkeypatch.setattr(distill, "velocity", predict)
-    start = torch.tensor([1.0, 2.0]).view(2, 1, 1).expand(2, 5, 16)
-    ids = torch.rand(2, 5, 3)
-    segments = Segments(
-        start, torch.zeros(2, 5, 16), torch.ones(2), torch.zeros(2), ["a", "b"], ids
-    )
-    ones = torch.ones(2)
-    loss = distill.slope_loss(None, segments, ones, ones, ones)
-    assert loss.item() == pytest.approx(0, abs=1e-6)  # the slopes are 1 and 2
-    assert torch.equal(torch.stack(seen), ids)
-    picked = segments.pick(torch.tensor([1])).to(torch.device("cpu"))
-    assert torch.equal(picked.ids, ids[1:])
-
-
 def test_a_token_counts_whatever_others_of_its_picture_miss(monkeypatch):
     """One that misses a lot must not drown one that misses little, as it does in the square."""
     predicted = torch.zeros(1, 3, 16, requires_grad=True)

@@ -6,9 +6,8 @@ borders are the student's inputs, and the line's slope is its target, so that on
 crosses a window. Deviates: windows start from the teacher's own trajectories, not from noised
 data, so that no pictures are needed and the student's pictures are those of the same noise;
 a share of the inputs lies at the border that few steps start from; coarse steps learn the
-trajectories of the full grid, as they would see them, and what follows them in staged runs, in
-full and in mixed layouts, has windows too; long windows are drawn more often; the guidance scale
-is always the default one.
+trajectories of the full grid, as they would see them, and what follows them in staged runs has
+windows too; long windows are drawn more often; the guidance scale is always the default one.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from fresco.reference import GUIDANCE_SCALE, MAX_TOKENS, parallel
 from fresco.reference.precision import compute_dtype
-from fresco.reference.trajectories import COARSE, FINE, LIFTED, MIXED, Segments, read_shards
+from fresco.reference.trajectories import COARSE, FINE, LIFTED, Segments, read_shards
 from fresco.reference.transformer import Tokens, velocity
 
 if TYPE_CHECKING:
@@ -39,8 +38,8 @@ TARGETS = (  # the projections of the blocks and all modulation, as a pattern of
     r"|ff(_context)?\.net\.(0\.proj|2)|proj_mlp|proj_out|norm1?(_context)?\.linear)"
     r"|norm_out\.linear"
 )
-BATCH = {FINE: 4, COARSE: 16, LIFTED: 4, MIXED: 8}  # segments per step, all processes together
-ODDS = {FINE: 0.4, COARSE: 0.05, LIFTED: 0.15, MIXED: 0.4}
+BATCH = {FINE: 4, COARSE: 16, LIFTED: 4}  # segments per step, all processes together: equal time
+ODDS = {FINE: 0.75, COARSE: 0.05, LIFTED: 0.2}
 BORDER_SHARE = 0.85  # of the inputs that lie where a window starts
 RATE, WARM_UP = 7e-4, 20  # of AdamW; steps
 FLAT = 0.03  # error below which a token counts with its square, by and large
@@ -188,29 +187,17 @@ def slope_loss(
         The loss, a scalar.
     """
     start, end = segments.start.float(), segments.end.float()
+    b, n, _ = start.shape
+    side = round(n**0.5)
+    ids = FluxPipeline._prepare_latent_image_ids(b, side, side, start.device, start.dtype)
     sigma = torch.lerp(segments.end_sigma, segments.start_sigma, share)
-    values = torch.lerp(end, start, share.view(-1, 1, 1))
-    length = (segments.start_sigma - segments.end_sigma).view(-1, 1, 1)
+    tokens = Tokens(torch.lerp(end, start, share.view(b, 1, 1)), ids)
+    length = (segments.start_sigma - segments.end_sigma).view(b, 1, 1)
     guidance = torch.full_like(sigma, GUIDANCE_SCALE)
-    predicted = torch.cat(
-        [
-            velocity(transformer, Tokens(values[i], ids), sigma[i], guidance[i], text[i], pooled[i])
-            for i, ids in _alike(segments)
-        ]
-    )
+    predicted = velocity(transformer, tokens, sigma, guidance, text, pooled)
     error = predicted - (start - end) / length
     loss: Tensor = (error.square().mean(2) + FLAT**2).sqrt().mean() - FLAT
     return loss
-
-
-def _alike(segments: Segments) -> list[tuple[slice, Tensor]]:
-    """Segments that one call may take, and the positions of their tokens, [n, 3]."""
-    b, n, _ = segments.start.shape
-    if segments.ids is not None:
-        return [(slice(i, i + 1), ids) for i, ids in enumerate(segments.ids)]
-    side, device = round(n**0.5), segments.start.device
-    ids = FluxPipeline._prepare_latent_image_ids(b, side, side, device, torch.float32)
-    return [(slice(b), ids)]
 
 
 def train_lora(
@@ -249,8 +236,11 @@ def train_lora(
             text, pooled, _ = pipe.encode_prompt(
                 segments.captions, segments.captions, max_sequence_length=MAX_TOKENS
             )
-        segments, share = segments.to(device), share.to(device)
-        loss = training.take_step(segments, share, text.float(), pooled.float())
+        on_device = Segments(
+            segments.start.to(device), segments.end.to(device),
+            segments.start_sigma.to(device), segments.end_sigma.to(device), segments.captions,
+        )  # fmt: skip
+        loss = training.take_step(on_device, share.to(device), text.float(), pooled.float())
         losses[f"loss_{name}"].append(loss)
         spent = torch.tensor([time.perf_counter() - start_s], device=device)
         parallel.average_([spent])  # all processes stop at the same step

@@ -1,10 +1,10 @@
 """What a distillation learns from: where the teacher takes noise in many steps.
 
 The teacher is sampled by its own pipeline, and the latents of a trajectory are kept at a few
-noise levels. Four sets of segments come of it: the full grid's; the one that a coarse step would
+noise levels. Three sets of segments come of it: the full grid's; the one that a coarse step would
 see of the same trajectory, so that coarse steps learn to go where the full grid goes; and what
-follows it in staged runs: the coarse view is lifted, and the teacher takes it from there, over
-two windows of the full grid and over two as steps in mixed layouts would see them.
+follows in the fastest staged runs: the coarse view is lifted, and the teacher takes it from there
+over two windows.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ import torch
 from torch import Tensor
 
 from fresco.layout import TokenLayout
+from fresco.lift import Lift, lift_latents
+from fresco.noise import NoiseField
 from fresco.reference import GUIDANCE_SCALE, MAX_TOKENS
 from fresco.reference.dataset import caption_of
 from fresco.reference.precision import autocast
 from fresco.reference.scenes import sample_scene
 from fresco.reference.transformer import pack
-from fresco.reference.views import Views
 from fresco.registry import find_adapter
 from fresco.sigmas import shifted_sigmas
+from fresco.transfer import join_patches, prolong, restrict
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
-SIZE_PX = 256
-FINE, COARSE, LIFTED, MIXED = "fine", "coarse", "lifted", "mixed"  # sets of segments
+SIZE_PX, PATCH_PX = 256, 2
+FINE, COARSE, LIFTED = "fine", "coarse", "lifted"  # sets of segments
 PER_SHARD = 8  # trajectories
 BORDERS = (1.0, 0.95, 0.85, 0.5, 0.0)  # sigmas of the windows that 4 steps cross
 COARSE_BORDERS = (1.0, 0.9)  # of the one that a coarse step crosses
 LIFTED_BORDERS = (0.99, 0.88, 0.0)  # of those that the full grid crosses after it
-MIXED_BORDERS = (0.99, 0.85, 0.5)  # of those that mixed layouts cross after it; then the full grid
-MIXED_BUDGET = 0.3  # of the cells are at full resolution in them
 SUBSTEPS = 3  # of the teacher between neighbours of these sigmas
 
 
@@ -54,7 +54,6 @@ class Segments:
         start_sigma: Noise levels, float32 [b].
         end_sigma: Noise levels, float32 [b].
         captions: One per segment.
-        ids: Positions of the tokens, float32 [b, n, 3]; None: those of a whole grid.
     """
 
     start: Tensor
@@ -62,25 +61,12 @@ class Segments:
     start_sigma: Tensor
     end_sigma: Tensor
     captions: list[str]
-    ids: Tensor | None = None
 
     def pick(self, index: Tensor) -> Segments:
         """Return some segments, by their numbers."""
         captions = [self.captions[i] for i in index.tolist()]
         sigmas = self.start_sigma[index], self.end_sigma[index]
-        ids = None if self.ids is None else self.ids[index]
-        return Segments(self.start[index], self.end[index], *sigmas, captions, ids)
-
-    def to(self, device: torch.device) -> Segments:
-        """Return the same segments on a device."""
-        return Segments(
-            self.start.to(device),
-            self.end.to(device),
-            self.start_sigma.to(device),
-            self.end_sigma.to(device),
-            self.captions,
-            None if self.ids is None else self.ids.to(device),
-        )
+        return Segments(self.start[index], self.end[index], *sigmas, captions)
 
 
 def draw_shard(pipe: FluxPipeline, seed: int, index: int) -> dict[str, Segments]:
@@ -101,23 +87,15 @@ def draw_shard(pipe: FluxPipeline, seed: int, index: int) -> dict[str, Segments]
     side_px = SIZE_PX // pipe.vae_scale_factor
     start = pack(torch.randn(PER_SHARD, 4, side_px, side_px, generator=noise))
     states = _sample(pipe, captions, start, BORDERS + COARSE_BORDERS)
-    views, coarse_end = Views(start), COARSE_BORDERS[-1]
-    coarse = {sigma: views.coarse(states[sigma], sigma) for sigma in COARSE_BORDERS}
-    lifted = views.lift(coarse[coarse_end], coarse_end, LIFTED_BORDERS[0])
+    seen, coarse_end = _Coarse(start), COARSE_BORDERS[-1]
+    views = {sigma: seen.view(states[sigma], sigma) for sigma in COARSE_BORDERS}
+    lifted = seen.lift(views[coarse_end], coarse_end, LIFTED_BORDERS[0])
     below = [sigma for sigma in BORDERS if sigma < LIFTED_BORDERS[-2]]  # within a long window
-    ahead = _sample(pipe, captions, lifted, (*LIFTED_BORDERS, *MIXED_BORDERS, *below))
-    layouts, mixed_end = (
-        views.layouts(coarse[coarse_end], coarse_end, MIXED_BUDGET),
-        MIXED_BORDERS[-1],
-    )
-    mixed = {sigma: views.mixed(ahead[sigma], sigma, layouts) for sigma in MIXED_BORDERS}
-    spread = {mixed_end: views.spread(mixed[mixed_end], mixed_end, layouts), 0.0: ahead[0.0]}
-    after = _windows(ahead, LIFTED_BORDERS, captions), _windows(spread, (mixed_end, 0.0), captions)
+    ahead = _sample(pipe, captions, lifted, (*LIFTED_BORDERS, *below))
     return {
         FINE: _windows(states, BORDERS, captions),
-        COARSE: _windows(coarse, COARSE_BORDERS, captions),
-        LIFTED: _join(after),
-        MIXED: _windows(mixed, MIXED_BORDERS, captions, _ids(layouts)),
+        COARSE: _windows(views, COARSE_BORDERS, captions),
+        LIFTED: _windows(ahead, LIFTED_BORDERS, captions),
     }
 
 
@@ -166,6 +144,39 @@ def read_shards(folder: Path) -> dict[str, Segments]:
     return {name: _join([Segments(**shard[name]) for shard in shards]) for name in shards[0]}
 
 
+class _Coarse:
+    """Packed latents of one batch, as coarse steps see them.
+
+    Args:
+        start: Packed noise of the trajectories, [b, n, 16].
+    """
+
+    def __init__(self, start: Tensor) -> None:
+        self.rows = round(start.shape[1] ** 0.5)
+        self.fine, self.coarse = (
+            TokenLayout.whole(self.rows, self.rows, side, PATCH_PX) for side in (1, 2)
+        )
+        self.field = NoiseField(self._unpack(start), PATCH_PX)
+
+    def view(self, latents: Tensor, sigma: float) -> Tensor:
+        """Tokens of coarse cells, [b, n / 4, 16], for packed latents at `sigma`."""
+        return restrict(self._unpack(latents), self.field, sigma, self.coarse).flatten(2)
+
+    def lift(self, view: Tensor, sigma: float, to_sigma: float) -> Tensor:
+        """Packed latents [b, n, 16] at `to_sigma`, where the full grid goes on from a view."""
+        grid = prolong(self._patches(view), self.field, sigma, self.coarse)
+        lift = Lift("latent", sigma, sigma, to_sigma)
+        lifted = lift_latents(grid, torch.zeros_like(grid), self.field, lift, self.coarse)
+        return pack(lifted)
+
+    def _unpack(self, packed: Tensor) -> Tensor:
+        return join_patches(self._patches(packed.float()), self.rows)
+
+    def _patches(self, packed: Tensor) -> Tensor:
+        patches: Tensor = packed.unflatten(2, (-1, PATCH_PX, PATCH_PX))
+        return patches
+
+
 def _sample(
     pipe: FluxPipeline, captions: list[str], start: Tensor, borders: Iterable[float]
 ) -> dict[float, Tensor]:
@@ -208,32 +219,21 @@ def _predict_exactly(_module: object, _args: object, output: tuple[Tensor]) -> t
 
 
 def _windows(
-    states: Mapping[float, Tensor],
-    borders: Sequence[float],
-    captions: list[str],
-    ids: Tensor | None = None,
+    states: Mapping[float, Tensor], borders: Sequence[float], captions: list[str]
 ) -> Segments:
     """Segments between neighbouring borders."""
     parts = []
     for high, low in itertools.pairwise(borders):
         start, end = (torch.full((len(captions),), sigma) for sigma in (high, low))
-        parts.append(Segments(states[high].half(), states[low].half(), start, end, captions, ids))
+        parts.append(Segments(states[high].half(), states[low].half(), start, end, captions))
     return _join(parts)
 
 
-def _ids(layouts: Iterable[TokenLayout]) -> Tensor:
-    """Positions as FLUX has them, [b, m, 3]: the centres of cells."""
-    places = torch.stack([layout.positions("fine") for layout in layouts])
-    return torch.nn.functional.pad(places, (1, 0))
-
-
 def _join(parts: Sequence[Segments]) -> Segments:
-    ids = [part.ids for part in parts if part.ids is not None]
     return Segments(
         torch.cat([part.start for part in parts]),
         torch.cat([part.end for part in parts]),
         torch.cat([part.start_sigma for part in parts]),
         torch.cat([part.end_sigma for part in parts]),
         [caption for part in parts for caption in part.captions],
-        torch.cat(ids) if ids else None,
     )
