@@ -1,20 +1,23 @@
 """Distil the reference model's many steps into few: a LoRA that straightens its paths.
 
 Piecewise rectified flow (PeRFlow: Yan et al., arXiv 2405.07510): the path from noise to picture
-is cut into windows; in each, latents on the straight line between the teacher's latents at both
-borders are the student's inputs, and the line's slope is its target, so that one Euler step
-crosses a window. Deviates: windows start from the teacher's own trajectories, not from noised
-data, so that no pictures are needed and the student's pictures are those of the same noise;
-a share of the inputs lies at the border that few steps start from; coarse steps learn the
-trajectories of the full grid, as they would see them, and what follows them in staged runs has
-windows too; long windows are drawn more often; the guidance scale is always the default one.
+is cut into windows, and one Euler step is to cross a window, to where the teacher gets in many.
+Deviates: a path starts from noise, not from noised data, so that no pictures are needed and the
+student's pictures are those of the same noise; the student steps along the whole path, each
+window's target is seen from where its own steps have brought it (after backward distillation:
+Kohler et al., arXiv 2405.05224), and gradients flow through all steps, so that errors of a step
+are made good by those after it; coarse steps learn the trajectories of the full grid, as they
+would see them, and what follows them in staged runs has windows too; the guidance scale is always
+the default one.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +29,7 @@ from torch import Tensor
 
 from fresco.reference import GUIDANCE_SCALE, MAX_TOKENS, parallel
 from fresco.reference.precision import compute_dtype
-from fresco.reference.trajectories import COARSE, FINE, LIFTED, Segments, read_shards
+from fresco.reference.trajectories import COARSE, FINE, LIFTED, Paths, read_shards
 from fresco.reference.transformer import Tokens, velocity
 
 if TYPE_CHECKING:
@@ -38,9 +41,9 @@ TARGETS = (  # the projections of the blocks and all modulation, as a pattern of
     r"|ff(_context)?\.net\.(0\.proj|2)|proj_mlp|proj_out|norm1?(_context)?\.linear)"
     r"|norm_out\.linear"
 )
-BATCH = {FINE: 4, COARSE: 16, LIFTED: 4}  # segments per step, all processes together: equal time
+BATCH = {FINE: 2, COARSE: 32, LIFTED: 4}  # paths per step, all processes together: equal time
 ODDS = {FINE: 0.75, COARSE: 0.05, LIFTED: 0.2}
-BORDER_SHARE = 0.85  # of the inputs that lie where a window starts
+HALTED = 0.3  # share of the steps that take a window in two
 RATE, WARM_UP = 7e-4, 20  # of AdamW; steps
 FLAT = 0.03  # error below which a token counts with its square, by and large
 EMA_DECAY = 0.99
@@ -94,18 +97,20 @@ class Distillation:
         """Share of the time budget that is spent."""
         return self.elapsed_s / self.budget_s
 
-    def take_step(self, segments: Segments, share: Tensor, text: Tensor, pooled: Tensor) -> float:
+    def take_step(
+        self, paths: Paths, levels: Sequence[float], text: Tensor, pooled: Tensor
+    ) -> float:
         """One optimizer step; returns the loss.
 
         Args:
-            segments: Of one size.
-            share: How far each input lies toward its segment's start, in [0, 1], [b].
+            paths: Of one set.
+            levels: Noise levels that are stepped through, the paths' own among them.
             text: T5's tokens, float32 [b, t, d].
             pooled: CLIP's pooled output, float32 [b, d].
         """
         factor = min((self.step + 1) / WARM_UP, 1 - self.progress)
         self.optimizer.param_groups[0]["lr"] = RATE * max(factor, 0.0)
-        loss = slope_loss(self.student, segments, share, text, pooled)
+        loss = path_loss(self.student, paths, levels, text, pooled)
         loss.backward()
         for weight, computed in zip(self.master, self.computed, strict=True):
             grad = torch.zeros_like(computed) if computed.grad is None else computed.grad
@@ -162,42 +167,49 @@ class Distillation:
         self.step, self.elapsed_s = state["step"], state["elapsed_s"]
 
 
-def slope_loss(
+def path_loss(
     transformer: FluxTransformer2DModel,
-    segments: Segments,
-    share: Tensor,
+    paths: Paths,
+    levels: Sequence[float],
     text: Tensor,
     pooled: Tensor,
 ) -> Tensor:
-    """Error to the slopes of straight segments, at points on them.
+    """Where Euler's steps along paths head for, against where the teacher gets.
 
-    A pseudo-Huber loss of every token's error, averaged: squared errors of windows where the model
-    errs most, and of tokens where two things meet, would outweigh the others, and fine texture
-    would be lost (after improved consistency training: Song and Dhariwal, arXiv 2310.14189,
-    eq. 5, which takes the error of whole pictures).
+    A step's error is that of the latents where it would leave its window, per length of the
+    window: of the slope, if the step starts at a window's border. A pseudo-Huber loss of every
+    token's error is averaged, windows weighted by the roots of their lengths: squared errors of
+    windows where the model errs most, and of tokens where two things meet, would outweigh the
+    others, and fine texture would be lost (after improved consistency training: Song and
+    Dhariwal, arXiv 2310.14189, eq. 5, which takes the error of whole pictures).
 
     Args:
         transformer: What is trained.
-        segments: Of one size, [b].
-        share: How far each point lies toward its segment's start, in [0, 1], [b].
+        paths: Of one set, [b].
+        levels: Noise levels that are stepped through, the paths' own among them.
         text: T5's tokens, float32 [b, t, d].
         pooled: CLIP's pooled output, float32 [b, d].
 
     Returns:
         The loss, a scalar.
     """
-    start, end = segments.start.float(), segments.end.float()
-    b, n, _ = start.shape
+    states = paths.states.float()
+    b, _, n, _ = states.shape
     side = round(n**0.5)
-    ids = FluxPipeline._prepare_latent_image_ids(b, side, side, start.device, start.dtype)
-    sigma = torch.lerp(segments.end_sigma, segments.start_sigma, share)
-    tokens = Tokens(torch.lerp(end, start, share.view(b, 1, 1)), ids)
-    length = (segments.start_sigma - segments.end_sigma).view(b, 1, 1)
-    guidance = torch.full_like(sigma, GUIDANCE_SCALE)
-    predicted = velocity(transformer, tokens, sigma, guidance, text, pooled)
-    error = predicted - (start - end) / length
-    loss: Tensor = (error.square().mean(2) + FLAT**2).sqrt().mean() - FLAT
-    return loss
+    ids = FluxPipeline._prepare_latent_image_ids(b, side, side, states.device, states.dtype)
+    x, window = states[:, 0], 0
+    total, weights = x.new_zeros(()), 0.0
+    for level, following in itertools.pairwise(levels):
+        high, low = paths.sigmas[window : window + 2]
+        sigma = torch.full((b,), level, device=x.device)
+        guidance = torch.full_like(sigma, GUIDANCE_SCALE)
+        predicted = velocity(transformer, Tokens(x, ids), sigma, guidance, text, pooled)
+        left = x - (level - low) * predicted
+        error = (left - states[:, window + 1]) / (high - low)
+        huber = (error.square().mean(2) + FLAT**2).sqrt().mean() - FLAT
+        total, weights = total + (high - low) ** 0.5 * huber, weights + (high - low) ** 0.5
+        x, window = x - (level - following) * predicted, window + (following == low)
+    return total / weights
 
 
 def train_lora(
@@ -231,16 +243,14 @@ def train_lora(
         start_s = time.perf_counter()
         name = _draw_set(np.random.default_rng((seed, training.step)))
         own = np.random.default_rng((seed, training.step, 1 + parallel.rank()))
-        segments, share = _draw(data[name], max(BATCH[name] // parallel.world(), 1), own)
+        paths = _draw_paths(data[name], max(BATCH[name] // parallel.world(), 1), own)
         with torch.no_grad():
             text, pooled, _ = pipe.encode_prompt(
-                segments.captions, segments.captions, max_sequence_length=MAX_TOKENS
+                paths.captions, paths.captions, max_sequence_length=MAX_TOKENS
             )
-        on_device = Segments(
-            segments.start.to(device), segments.end.to(device),
-            segments.start_sigma.to(device), segments.end_sigma.to(device), segments.captions,
-        )  # fmt: skip
-        loss = training.take_step(on_device, share.to(device), text.float(), pooled.float())
+        paths = replace(paths, states=paths.states.to(device))
+        levels = _draw_levels(paths.sigmas, own)
+        loss = training.take_step(paths, levels, text.float(), pooled.float())
         losses[f"loss_{name}"].append(loss)
         spent = torch.tensor([time.perf_counter() - start_s], device=device)
         parallel.average_([spent])  # all processes stop at the same step
@@ -258,17 +268,19 @@ def train_lora(
 
 
 def _draw_set(rng: np.random.Generator) -> str:
-    """Which set of segments the next step learns from, the same in every process."""
+    """Which set of paths the next step learns from, the same in every process."""
     return str(rng.choice(list(ODDS), p=list(ODDS.values())))
 
 
-def _draw(data: Segments, n: int, rng: np.random.Generator) -> tuple[Segments, Tensor]:
-    """Segments, and how far toward their start the inputs lie.
+def _draw_paths(data: Paths, n: int, rng: np.random.Generator) -> Paths:
+    return data.pick(torch.from_numpy(rng.integers(len(data.captions), size=n)))
 
-    Long windows are drawn more often, by the root of their lengths: an error of the slope moves
-    the picture by its product with the length.
-    """
-    odds = (data.start_sigma - data.end_sigma).double().sqrt().numpy()
-    index = torch.from_numpy(rng.choice(len(data.captions), size=n, p=odds / odds.sum()))
-    share = np.where(rng.random(n) < BORDER_SHARE, 1.0, rng.random(n))
-    return data.pick(index), torch.from_numpy(share).float()
+
+def _draw_levels(borders: tuple[float, ...], rng: np.random.Generator) -> tuple[float, ...]:
+    """The noise levels of a path's steps: its borders, sometimes one more within a window."""
+    if rng.random() >= HALTED:
+        return borders
+    window = rng.integers(len(borders) - 1)
+    high, low = borders[window : window + 2]
+    inside = float(rng.uniform(low, high))
+    return (*borders[: window + 1], inside, *borders[window + 1 :])

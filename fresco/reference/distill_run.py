@@ -21,7 +21,7 @@ from fresco.weights import weights_digest
 
 TEACHER_SHARE = 0.2  # of the time budget
 SEED = 31  # series of captions and noise
-METHOD = "piecewise rectified flow (PeRFlow, arXiv 2405.07510) on the teacher's trajectories"
+METHOD = "piecewise rectified flow (PeRFlow, arXiv 2405.07510) along the student's own steps"
 MAX_BYTES = 4 * 2**20
 
 

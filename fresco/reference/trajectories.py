@@ -1,7 +1,7 @@
 """What a distillation learns from: where the teacher takes noise in many steps.
 
 The teacher is sampled by its own pipeline, and the latents of a trajectory are kept at a few
-noise levels. Three sets of segments come of it: the full grid's; the one that a coarse step would
+noise levels. Three sets of paths come of it: the full grid's; the one that a coarse step would
 see of the same trajectory, so that coarse steps learn to go where the full grid goes; and what
 follows in the fastest staged runs: the coarse view is lifted, and the teacher takes it from there
 over two windows.
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
 SIZE_PX, PATCH_PX = 256, 2
-FINE, COARSE, LIFTED = "fine", "coarse", "lifted"  # sets of segments
+FINE, COARSE, LIFTED = "fine", "coarse", "lifted"  # sets of paths
 PER_SHARD = 8  # trajectories
 BORDERS = (1.0, 0.95, 0.85, 0.5, 0.0)  # sigmas of the windows that 4 steps cross
 COARSE_BORDERS = (1.0, 0.9)  # of the one that a coarse step crosses
@@ -45,31 +45,26 @@ SUBSTEPS = 3  # of the teacher between neighbours of these sigmas
 
 
 @dataclass(frozen=True)
-class Segments:
-    """Where the teacher takes latents, from one noise level to a lower one.
+class Paths:
+    """Where the teacher takes latents, at a few noise levels.
 
     Args:
-        start: Packed latents at `start_sigma`, float16 [b, n, 16].
-        end: Packed latents at `end_sigma`, float16 [b, n, 16].
-        start_sigma: Noise levels, float32 [b].
-        end_sigma: Noise levels, float32 [b].
-        captions: One per segment.
+        states: Packed latents at every level, float16 [b, k, n, 16].
+        sigmas: The levels, falling, k of them.
+        captions: One per path.
     """
 
-    start: Tensor
-    end: Tensor
-    start_sigma: Tensor
-    end_sigma: Tensor
+    states: Tensor
+    sigmas: tuple[float, ...]
     captions: list[str]
 
-    def pick(self, index: Tensor) -> Segments:
-        """Return some segments, by their numbers."""
+    def pick(self, index: Tensor) -> Paths:
+        """Return some paths, by their numbers."""
         captions = [self.captions[i] for i in index.tolist()]
-        sigmas = self.start_sigma[index], self.end_sigma[index]
-        return Segments(self.start[index], self.end[index], *sigmas, captions)
+        return Paths(self.states[index], self.sigmas, captions)
 
 
-def draw_shard(pipe: FluxPipeline, seed: int, index: int) -> dict[str, Segments]:
+def draw_shard(pipe: FluxPipeline, seed: int, index: int) -> dict[str, Paths]:
     """Sample one shard of trajectories.
 
     Args:
@@ -78,7 +73,7 @@ def draw_shard(pipe: FluxPipeline, seed: int, index: int) -> dict[str, Segments]
         index: Number of the shard.
 
     Returns:
-        Segments by set.
+        Paths by set.
     """
     rng = np.random.default_rng((seed, index))
     scenes = [sample_scene(rng) for _ in range(PER_SHARD)]
@@ -93,9 +88,9 @@ def draw_shard(pipe: FluxPipeline, seed: int, index: int) -> dict[str, Segments]
     below = [sigma for sigma in BORDERS if sigma < LIFTED_BORDERS[-2]]  # within a long window
     ahead = _sample(pipe, captions, lifted, (*LIFTED_BORDERS, *below))
     return {
-        FINE: _windows(states, BORDERS, captions),
-        COARSE: _windows(views, COARSE_BORDERS, captions),
-        LIFTED: _windows(ahead, LIFTED_BORDERS, captions),
+        FINE: _path(states, BORDERS, captions),
+        COARSE: _path(views, COARSE_BORDERS, captions),
+        LIFTED: _path(ahead, LIFTED_BORDERS, captions),
     }
 
 
@@ -137,11 +132,11 @@ def write_shards(
     return spent_s
 
 
-def read_shards(folder: Path) -> dict[str, Segments]:
-    """All segments of a folder, by set."""
+def read_shards(folder: Path) -> dict[str, Paths]:
+    """All paths of a folder, by set."""
     files = sorted(folder.glob("trajectories_*.pt"))
     shards = [torch.load(path, weights_only=True)["sets"] for path in files]
-    return {name: _join([Segments(**shard[name]) for shard in shards]) for name in shards[0]}
+    return {name: _join([Paths(**shard[name]) for shard in shards]) for name in shards[0]}
 
 
 class _Coarse:
@@ -218,22 +213,10 @@ def _predict_exactly(_module: object, _args: object, output: tuple[Tensor]) -> t
     return (output[0].float(),)
 
 
-def _windows(
-    states: Mapping[float, Tensor], borders: Sequence[float], captions: list[str]
-) -> Segments:
-    """Segments between neighbouring borders."""
-    parts = []
-    for high, low in itertools.pairwise(borders):
-        start, end = (torch.full((len(captions),), sigma) for sigma in (high, low))
-        parts.append(Segments(states[high].half(), states[low].half(), start, end, captions))
-    return _join(parts)
+def _path(states: Mapping[float, Tensor], borders: tuple[float, ...], captions: list[str]) -> Paths:
+    return Paths(torch.stack([states[sigma].half() for sigma in borders], 1), borders, captions)
 
 
-def _join(parts: Sequence[Segments]) -> Segments:
-    return Segments(
-        torch.cat([part.start for part in parts]),
-        torch.cat([part.end for part in parts]),
-        torch.cat([part.start_sigma for part in parts]),
-        torch.cat([part.end_sigma for part in parts]),
-        [caption for part in parts for caption in part.captions],
-    )
+def _join(parts: Sequence[Paths]) -> Paths:
+    captions = [caption for part in parts for caption in part.captions]
+    return Paths(torch.cat([part.states for part in parts]), parts[0].sigmas, captions)
