@@ -45,6 +45,7 @@ BATCH = {FINE: 2, COARSE: 32, LIFTED: 4}  # paths per step, all processes togeth
 ODDS = {FINE: 0.75, COARSE: 0.05, LIFTED: 0.2}
 HALTED = 0.3  # share of the steps that take a window in two
 RATE, WARM_UP = 2e-4, 20  # of AdamW; steps
+GOING_ON = 0.3  # of the rate, where a LoRA is gone on from
 FLAT = 0.03  # error below which a token counts with its square, by and large
 EMA_DECAY = 0.99
 CHECKPOINT_S = 120.0
@@ -83,10 +84,12 @@ class Distillation:
         named = {n: p for n, p in self.student.named_parameters() if p.requires_grad}
         self.names, self.computed = list(named), list(named.values())
         self.master = [torch.nn.Parameter(p.detach().float()) for p in self.computed]
+        self.rate = RATE
         if start is not None:
             self._go_on_from(start)
+            self.rate *= GOING_ON
         self.average = [p.detach().clone() for p in self.master]
-        self.optimizer = torch.optim.AdamW(self.master, lr=RATE, betas=(0.9, 0.99), weight_decay=0)
+        self.optimizer = torch.optim.AdamW(self.master, betas=(0.9, 0.99), weight_decay=0)
         self.step, self.elapsed_s = 0, 0.0
         if (folder / CHECKPOINT).exists():
             self._load(torch.load(folder / CHECKPOINT, weights_only=True, map_location=device))
@@ -109,7 +112,7 @@ class Distillation:
             pooled: CLIP's pooled output, float32 [b, d].
         """
         factor = min((self.step + 1) / WARM_UP, 1 - self.progress)
-        self.optimizer.param_groups[0]["lr"] = RATE * max(factor, 0.0)
+        self.optimizer.param_groups[0]["lr"] = self.rate * max(factor, 0.0)
         loss = path_loss(self.student, paths, levels, text, pooled)
         loss.backward()
         for weight, computed in zip(self.master, self.computed, strict=True):
