@@ -72,15 +72,20 @@ def enter_tokens(
     Returns:
         Arguments by name.
     """
-    entered = [_enter_group(adapter, call, run, step, group) for group in groups]
+    carrier = adapter.read(call, run.fine)
+    entered = [_enter_group(adapter, call, carrier, run, step, group) for group in groups]
     adapter.aim(entered[0], groups[0].layout if step.units == "phase" else None)
     return adapter.merge(entered)
 
 
 def _enter_group(
-    adapter: AbstractModelAdapter, call: Mapping[str, Any], run: Run, step: Step, group: Group
+    adapter: AbstractModelAdapter,
+    call: Mapping[str, Any],
+    carrier: Tensor,
+    run: Run,
+    step: Step,
+    group: Group,
 ) -> dict[str, Any]:
-    carrier = adapter.read(call, run.fine)
     rows = _rows(group, len(carrier), run)
     part = call
     if len(rows) < len(carrier):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from fresco.reference import GUIDANCE_SCALE, MAX_TOKENS, distill, load
 from fresco.reference import trajectories as drawn
-from fresco.reference.trajectories import Segments
+from fresco.reference.trajectories import Paths
 from tests.distilled import shorten
 
 
@@ -20,34 +20,66 @@ def short(monkeypatch):
     shorten(monkeypatch)
 
 
-def make_segments(n=4, tokens=64, seed=0):
+def make_paths(n=4, tokens=64, seed=0):
     draw = torch.Generator().manual_seed(seed)
-    ends = (torch.randn(n, tokens, 16, generator=draw).half() for _ in range(2))
-    high, low = torch.tensor([1.0, 0.7] * (n // 2)), torch.tensor([0.7, 0.0] * (n // 2))
-    return Segments(*ends, high, low, ["a red ring"] * n)
+    states = torch.randn(n, 3, tokens, 16, generator=draw).half()
+    return Paths(states, (1.0, 0.7, 0.0), [f"a red ring {i}" for i in range(n)])
 
 
-def test_the_target_is_the_slope_of_the_segment(monkeypatch):
-    seen = {}
+@pytest.fixture
+def predict(monkeypatch):
+    """A transformer that predicts one number for every latent; it notes what it is given."""
+    seen = []
 
-    def predict(_transformer, tokens, sigma, guidance, _text, _pooled):
-        seen.update(x=tokens.values, sigma=sigma, guidance=guidance)
-        return torch.zeros_like(tokens.values)
+    def set_up(*numbers):
+        left = iter(numbers)
 
-    monkeypatch.setattr(distill, "velocity", predict)
-    ones = torch.ones(2, 4, 16)
-    ends = torch.stack((ones[0], 2 * ones[1]))
-    segments = Segments(
-        3 * ones, ends, torch.tensor([1.0, 0.7]), torch.tensor([0.5, 0.2]), ["a", "b"]
-    )
-    share = torch.tensor([1.0, 0.25])
-    loss = distill.slope_loss(None, segments, share, ones, ones)
-    assert seen["x"][:, 0, 0].tolist() == pytest.approx([3, 2.25])
-    assert seen["sigma"].tolist() == pytest.approx([1, 0.325])
-    assert seen["guidance"].tolist() == [GUIDANCE_SCALE] * 2
-    errors = np.array([4, 2])  # (3 - 1) / 0.5 and (3 - 2) / 0.5
-    flat = 0.03
-    assert loss.item() == pytest.approx((np.sqrt(errors**2 + flat**2) - flat).mean())
+        def velocity(_transformer, tokens, sigma, guidance, _text, _pooled):
+            seen.append((tokens.values, sigma, guidance))
+            return torch.zeros_like(tokens.values) + next(left)
+
+        monkeypatch.setattr(distill, "velocity", velocity)
+        return seen
+
+    return set_up
+
+
+def huber(error, flat=0.03):
+    return np.sqrt(error**2 + flat**2) - flat
+
+
+ONES = torch.ones(1, 4, 16)
+
+
+def test_the_student_steps_from_where_it_is_and_aims_at_where_the_teacher_gets(predict):
+    paths = Paths(torch.stack([3 * ONES, 2 * ONES, ONES], 1), (1.0, 0.75, 0.0), ["a"])
+    seen = predict(2.0, 1.0)
+    loss = distill.path_loss(None, paths, paths.sigmas, ONES, ONES)
+    (first, high, guidance), (second, low, _) = seen
+    assert (first == 3).all()
+    assert (second == 2.5).all()  # its own 3 - 0.25 * 2, where the teacher is at 2
+    assert [high.tolist(), low.tolist()] == [[1.0], [0.75]]
+    assert guidance.tolist() == [GUIDANCE_SCALE]
+    errors = (2.5 - 2) / 0.25, (2.5 - 0.75 - 1) / 0.75
+    weights = 0.25**0.5, 0.75**0.5
+    expected = sum(w * huber(e) for w, e in zip(weights, errors, strict=True)) / sum(weights)
+    assert loss.item() == pytest.approx(expected)
+
+
+def test_a_step_within_a_window_aims_at_the_windows_end(predict):
+    paths = Paths(torch.stack([3 * ONES, ONES], 1), (1.0, 0.0), ["a"])
+    seen = predict(2.0, 1.0)
+    loss = distill.path_loss(None, paths, (1.0, 0.5, 0.0), ONES, ONES)
+    assert (seen[1][0] == 2).all()
+    assert loss.item() == pytest.approx((huber(0) + huber(2 - 0.5 - 1)) / 2)
+
+
+def test_early_steps_learn_what_they_cost_later_ones(predict):
+    paths = Paths(torch.stack([3 * ONES, 2 * ONES, ONES], 1), (1.0, 0.75, 0.0), ["a"])
+    early = torch.tensor(4.0, requires_grad=True)  # as the first window has it
+    predict(early, 0.5)
+    distill.path_loss(None, paths, paths.sigmas, ONES, ONES).backward()
+    assert early.grad < 0  # the second step leaves the latents above their aim
 
 
 def test_a_token_counts_whatever_others_of_its_picture_miss(monkeypatch):
@@ -55,48 +87,47 @@ def test_a_token_counts_whatever_others_of_its_picture_miss(monkeypatch):
     predicted = torch.zeros(1, 3, 16, requires_grad=True)
     monkeypatch.setattr(distill, "velocity", lambda *_: predicted)
     start = torch.tensor([2.0, 0.1, 0.0]).view(1, 3, 1).expand(1, 3, 16)
-    segments = Segments(start, torch.zeros(1, 3, 16), torch.ones(1), torch.zeros(1), ["a"])
-    distill.slope_loss(None, segments, torch.ones(1), torch.ones(1), torch.ones(1)).backward()
+    paths = Paths(torch.stack([start, torch.zeros(1, 3, 16)], 1), (1.0, 0.0), ["a"])
+    distill.path_loss(None, paths, paths.sigmas, ONES, ONES).backward()
     much, little, nothing = predicted.grad.norm(dim=2)[0].tolist()
     assert little > 0.9 * much
     assert nothing == 0
 
 
-def test_long_windows_are_drawn_more_often():
-    data = make_segments(8)  # half of them 0.3 long, half 0.7
-    picked, _ = distill._draw(data, 4000, np.random.default_rng(0))
-    share = (picked.start_sigma == 1).float().mean().item()
-    assert share == pytest.approx(0.3**0.5 / (0.3**0.5 + 0.7**0.5), abs=0.03)
+def test_steps_are_the_windows_or_one_more_within_one():
+    borders, rng = (1.0, 0.95, 0.85, 0.5, 0.0), np.random.default_rng(0)
+    drawn_levels = [distill._draw_levels(borders, rng) for _ in range(2000)]
+    halted = [levels for levels in drawn_levels if levels != borders]
+    assert len(halted) / 2000 == pytest.approx(distill.HALTED, abs=0.03)
+    more = [{*levels} - {*borders} for levels in halted]
+    assert {len(levels) for levels in more} == {1}
+    assert all([*levels] == sorted(levels, reverse=True) for levels in halted)
+    inside = np.array([levels.pop() for levels in more])
+    counts, _ = np.histogram(inside, borders[::-1])
+    assert counts / len(halted) == pytest.approx([0.25] * 4, abs=0.06)
 
 
-def test_inputs_lie_on_segments_a_share_of_them_where_windows_start():
-    data = make_segments(8)
-    _, share = distill._draw(data, 4000, np.random.default_rng(0))
-    at_border = (share == 1).float().mean().item()
-    assert at_border == pytest.approx(distill.BORDER_SHARE, abs=0.03)
-    inside = share[share < 1]
-    assert inside.min() >= 0
-    assert inside.mean().item() == pytest.approx(0.5, abs=0.03)
-    picked, _ = distill._draw(data, 3, np.random.default_rng(0))
-    for i in range(3):
-        (number,) = [j for j in range(8) if torch.equal(data.start[j], picked.start[i])]
-        assert torch.equal(data.end[number], picked.end[i])
-        assert data.start_sigma[number] == picked.start_sigma[i]
-        assert data.end_sigma[number] == picked.end_sigma[i]
+def test_paths_are_drawn_whole():
+    data = make_paths(8)
+    picked = distill._draw_paths(data, 5, np.random.default_rng(0))
+    for states, caption in zip(picked.states, picked.captions, strict=True):
+        assert torch.equal(states, data.states[int(caption.split()[-1])])
+    assert picked.sigmas == data.sigmas
 
 
-def test_training_learns_its_segments_and_leaves_the_weights(tmp_path, monkeypatch):
+def test_training_learns_its_paths_and_leaves_the_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(distill, "RATE", 5e-3)
     monkeypatch.setattr(distill, "WARM_UP", 1)
-    pipe, segments = load(), make_segments()
+    pipe, paths = load(), make_paths()
     before = {n: p.clone() for n, p in pipe.transformer.named_parameters()}
     training = distill.Distillation(tmp_path, 1e9, pipe.transformer)
     with torch.no_grad():
         text, pooled, _ = pipe.encode_prompt(
-            segments.captions, segments.captions, max_sequence_length=MAX_TOKENS
+            paths.captions, paths.captions, max_sequence_length=MAX_TOKENS
         )
-    losses = [training.take_step(segments, torch.ones(4), text, pooled) for _ in range(15)]
+    losses = [training.take_step(paths, paths.sigmas, text, pooled) for _ in range(15)]
     assert losses[-1] < 0.9 * losses[0]
+    assert training.optimizer.param_groups[0]["lr"] == pytest.approx(training.rate)
     of_base = dict(pipe.transformer.named_parameters())
     for name, weight in before.items():
         parts = name.rsplit(".", 1)
@@ -132,6 +163,7 @@ def test_a_training_goes_on_from_a_lora(tmp_path):
             assert (weight == 0).all(), name
     computed = dict(second.student.named_parameters())
     assert (computed[second.names[0]] == second.master[0]).all()
+    assert second.rate == pytest.approx(distill.GOING_ON * first.rate)
 
 
 class Clock:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import diffusers
 import pytest
 import torch
+from diffusers.models.transformers import transformer_flux
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
+from fresco.adapters.models import rotations
 
 import fresco
 from fresco import middleware
@@ -85,6 +88,27 @@ def test_merged_steps_of_flux_are_equal_to_separate_ones(tiny_flux_pipe, raw, mo
         assert {rows for rows, _ in sizes} == {3}
         one_by_one(monkeypatch)
         torch.testing.assert_close(merged, draw(tiny_flux_pipe), rtol=0, atol=1e-5)
+
+
+def test_queries_and_keys_are_turned_once(tiny_flux_pipe, monkeypatch):
+    turned = Counter()
+    for module in (transformer_flux, rotations):
+
+        def count(*args, turn=module.apply_rotary_emb, module=module, **kwargs):
+            turned[module] += 1
+            return turn(*args, **kwargs)
+
+        monkeypatch.setattr(module, "apply_rotary_emb", count)
+    transformer = tiny_flux_pipe.transformer
+    side_by_side, joint = transformer.transformer_blocks, transformer.single_transformer_blocks
+    with fresco.accelerate(tiny_flux_pipe, RUNS["edges"]) as accelerated:
+        draw(tiny_flux_pipe)
+        mixed = [step.promotion is not None for step in accelerated.plan.steps]
+    assert 0 < sum(mixed) < len(mixed)
+    by_model = 2 * (len(side_by_side) + len(joint))
+    assert turned[transformer_flux] == by_model * mixed.count(False)
+    of_text = 2 * len(side_by_side)
+    assert turned[rotations] == (by_model + of_text) * mixed.count(True)
 
 
 def test_layouts_of_other_numbers_of_tokens_go_apart(tiny_flux_pipe, monkeypatch):

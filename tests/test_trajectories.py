@@ -72,17 +72,16 @@ def unpacked(tokens):
     return torch.einsum("yxcij->cyixj", cut).reshape(4, 2 * side, 2 * side)
 
 
-def test_segments_are_where_the_teacher_goes(pipe, shard):
+def test_paths_are_where_the_teacher_goes(pipe, shard):
     assert list(shard) == ["fine", "coarse", "lifted"]
     fine = shard["fine"]
-    assert fine.start_sigma.tolist() == pytest.approx([1, 0.95, 0.5])
-    assert fine.end_sigma.tolist() == pytest.approx([0.95, 0.5, 0])
-    assert torch.equal(fine.start[1:], fine.end[:-1])
+    assert fine.sigmas == (1, 0.95, 0.5, 0)
+    (states,) = fine.states
     through_coarse_border = (*halved(0.95, 0.9), *halved(0.9, 0.5)[1:])
     for i, levels in enumerate((halved(1, 0.95), through_coarse_border, halved(0.5, 0))):
-        end = solve(pipe, fine.start[i : i + 1], levels, fine.captions[i])
-        torch.testing.assert_close(end[0], fine.end[i].float(), rtol=0, atol=5e-3)
-        assert not torch.allclose(fine.start[i].float(), fine.end[i].float(), atol=5e-2)
+        end = solve(pipe, states[i : i + 1], levels, fine.captions[0])
+        torch.testing.assert_close(end[0], states[i + 1].float(), rtol=0, atol=5e-3)
+        assert not torch.allclose(states[i].float(), states[i + 1].float(), atol=5e-2)
 
 
 def test_latents_and_noise_levels_stay_exact_where_bfloat16_computes(pipe, short, monkeypatch):
@@ -99,16 +98,17 @@ def test_latents_and_noise_levels_stay_exact_where_bfloat16_computes(pipe, short
     assert not pipe.transformer._forward_hooks
 
 
-def test_a_coarse_segment_is_cells_averages_at_the_fine_noise_level(pipe, shard):
+def test_a_coarse_path_is_cells_averages_at_the_fine_noise_level(pipe, shard):
     fine, coarse = shard["fine"], shard["coarse"]
-    assert coarse.start_sigma.tolist() == [1]
-    assert coarse.end_sigma.tolist() == pytest.approx([0.9])
-    solved = solve(pipe, fine.start[1:2], halved(0.95, 0.9), fine.captions[1])
-    eps, at_border = unpacked(fine.start[0].float()), unpacked(solved[0])
+    assert coarse.sigmas == (1, 0.9)
+    solved = solve(pipe, fine.states[:, 1], halved(0.95, 0.9), fine.captions[0])
+    eps, at_border = unpacked(fine.states[0, 0].float()), unpacked(solved[0])
     pool = torch.nn.AvgPool2d(2)
-    for latents, sigma, tokens in ((eps, 1.0, coarse.start), (at_border, 0.9, coarse.end)):
+    for latents, sigma, tokens in zip(
+        (eps, at_border), coarse.sigmas, coarse.states[0], strict=True
+    ):
         view = pool(latents - sigma * eps) + sigma * 2 * pool(eps)
-        assert torch.allclose(unpacked(tokens[0].float()), view, atol=1e-2)
+        assert torch.allclose(unpacked(tokens.float()), view, atol=1e-2)
 
 
 def test_views_are_what_a_staged_run_shows_the_transformer(pipe):
@@ -139,20 +139,20 @@ def test_views_are_what_a_staged_run_shows_the_transformer(pipe):
         torch.testing.assert_close(got, expected, rtol=0, atol=2e-4)
 
 
-def test_lifted_segments_begin_at_a_coarse_view_with_the_fields_noise(pipe, shard):
+def test_lifted_paths_begin_at_a_coarse_view_with_the_fields_noise(pipe, shard):
     lifted = shard["lifted"]
-    assert lifted.start_sigma.tolist() == pytest.approx([0.99, 0.7])
-    assert lifted.end_sigma.tolist() == pytest.approx([0.7, 0])
-    eps = unpacked(shard["fine"].start[0].float())
-    view = unpacked(shard["coarse"].end[0].float())
+    assert lifted.sigmas == (0.99, 0.7, 0)
+    (states,) = lifted.states
+    eps = unpacked(shard["fine"].states[0, 0].float())
+    view = unpacked(shard["coarse"].states[0, 1].float())
     clean = view - 0.9 * 2 * torch.nn.functional.avg_pool2d(eps, 2)  # a tenth of it
     spread = clean.repeat_interleave(2, 1).repeat_interleave(2, 2)
     start = (1 - 0.99) / (1 - 0.9) * spread + 0.99 * eps
-    assert torch.allclose(unpacked(lifted.start[0].float()), start, atol=2e-2)
+    assert torch.allclose(unpacked(states[0].float()), start, atol=2e-2)
     through_fine_border = (*halved(0.7, 0.5), *halved(0.5, 0)[1:])
     for i, levels in enumerate((halved(0.99, 0.7), through_fine_border)):
-        end = solve(pipe, lifted.start[i : i + 1], levels, lifted.captions[i])
-        torch.testing.assert_close(end[0], lifted.end[i].float(), rtol=0, atol=5e-3)
+        end = solve(pipe, states[i : i + 1], levels, lifted.captions[0])
+        torch.testing.assert_close(end[0], states[i + 1].float(), rtol=0, atol=5e-3)
 
 
 def test_every_shard_has_captions_and_noise_of_its_own_and_always_the_same(
@@ -160,9 +160,9 @@ def test_every_shard_has_captions_and_noise_of_its_own_and_always_the_same(
 ):
     monkeypatch.setattr(drawn, "PER_SHARD", 2)
     first, again, other = (drawn.draw_shard(pipe, 31, i)["fine"] for i in (0, 0, 1))
-    assert torch.equal(first.start, again.start)
+    assert torch.equal(first.states, again.states)
     assert first.captions == again.captions
     assert first.captions != other.captions
-    noise = torch.cat([first.start[:2], other.start[:2]])
+    assert len(first.captions) == 2
+    noise = torch.cat([first.states[:, 0], other.states[:, 0]])
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(noise, 2))
-    assert first.captions == 3 * first.captions[:2]  # a caption for all windows

@@ -80,7 +80,7 @@ class PackedIdsAdapter(PackedAdapter):
     """Packed tokens whose positions come with the call: `img_ids`, those of text `txt_ids`.
 
     The transformer takes the ids of one picture for a whole batch; pictures with positions of
-    their own are turned by them before it does so.
+    their own are turned by them before it would do so.
     """
 
     _rotations: Rotations | None = None
@@ -103,10 +103,9 @@ class PackedIdsAdapter(PackedAdapter):
             call["img_ids"].expand(len(call["hidden_states"]), *call["img_ids"].shape[-2:])
             for call in calls
         ]
-        self._rotations.start(torch.cat(ids))
+        self._rotations.start(torch.cat(ids), calls[0]["txt_ids"])
         names = [name for name in self.batched if name != "img_ids"]
-        joined = join_rows(calls, names, self.pooled)
-        return joined | {"img_ids": torch.zeros_like(calls[0]["img_ids"])}
+        return join_rows(calls, names, self.pooled)
 
     def embed(
         self, call: Mapping[str, Any], tokens: Tensor, layout: TokenLayout, positions: Tensor

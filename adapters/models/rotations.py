@@ -1,12 +1,14 @@
 """Positions of every picture's own in one call of a transformer whose ids have no batch axis.
 
-The call's ids are zeros, by which its own rotary embedding turns nothing; queries and keys are
-turned before, as they leave their norms. Calls of other threads are left alone.
+Queries and keys are turned as they leave their norms, and the model's attention is not told to
+turn them again. Calls of other threads are left alone.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,52 +17,71 @@ from torch import Tensor, nn
 
 
 class Rotations:
-    """Hooks on the norms of queries and keys, while a call with such positions is on.
+    """Hooks on the attention of a transformer, while a call with such positions is on.
 
     Args:
-        transformer: One with `pos_embed`, and blocks as FLUX.1 has them: images in the first
-            ones, behind the text in the others.
+        transformer: One with `pos_embed`, and blocks as FLUX.1 has them: images and text side by
+            side in the first ones, text before images in the others.
     """
 
     def __init__(self, transformer: Any) -> None:
         self._transformer = transformer
         self._handles: list[Any] = []
-        self._rotary: tuple[Tensor, Tensor] | None = None
+        self._thread: threading.Thread | None = None  # whose call is on
 
-    def start(self, ids: Tensor) -> None:
-        """Turn the image tokens of the next call by their ids, [b, n, axes]."""
+    def start(self, ids: Tensor, text_ids: Tensor) -> None:
+        """Turn the tokens of the next call by their ids, [b, n, axes]; of text [t, axes] too."""
         self.stop()
-        self._rotary = self._transformer.pos_embed(ids.flatten(0, 1))
-        self._shape, self._thread = ids.shape[:2], threading.current_thread()
-        for block in _blocks(self._transformer):
-            for norm in (block.attn.norm_q, block.attn.norm_k):
-                self._handles.append(norm.register_forward_hook(self._turn))
+        self._thread = threading.current_thread()
+        text_ids = text_ids.to(ids).expand(len(ids), *text_ids.shape[-2:])
+        image, text, both = (
+            self._transformer.pos_embed(each.flatten(0, 1))
+            for each in (ids, text_ids, torch.cat((text_ids, ids), dim=1))
+        )
+        for block in self._transformer.transformer_blocks:
+            attn = block.attn
+            of_text = {attn.norm_added_q: text, attn.norm_added_k: text}
+            self._hook(attn, {attn.norm_q: image, attn.norm_k: image, **of_text})
+        for block in self._transformer.single_transformer_blocks:
+            self._hook(block.attn, {block.attn.norm_q: both, block.attn.norm_k: both})
 
     def stop(self) -> None:
         """Take the hooks off."""
-        self._rotary = None
+        self._thread = None
         while self._handles:
             self._handles.pop().remove()
 
-    def _turn(self, _norm: nn.Module, _args: object, values: Tensor) -> Tensor | None:
-        """Turn the image tokens of queries or keys, [b, s, heads, d]."""
-        if self._rotary is None or self._thread is not threading.current_thread():
+    def _hook(self, attention: nn.Module, turned: Mapping[nn.Module, Any]) -> None:
+        self._handles.append(
+            attention.register_forward_pre_hook(self._turn_no_more, with_kwargs=True)
+        )
+        for norm, rotary in turned.items():
+            hook = functools.partial(self._turn, rotary)
+            self._handles.append(norm.register_forward_hook(hook))
+
+    def _turn(
+        self, rotary: tuple[Tensor, Tensor], _norm: nn.Module, _args: object, values: Tensor
+    ) -> Tensor | None:
+        """Turn queries or keys, [b, s, heads, d], by the angles of all pictures in a line."""
+        if self._thread is not threading.current_thread():
             return None
-        b, n = self._shape
-        text, image = values.split((values.shape[1] - n, n), dim=1)
-        line = image.reshape(1, b * n, *image.shape[2:])  # what is turned alike in every batch
-        turned = apply_rotary_emb(line, self._rotary, sequence_dim=1).view_as(image)
-        return torch.cat((text, turned), dim=1) if text.shape[1] else turned
+        line = values.reshape(1, -1, *values.shape[2:])
+        turned: Tensor = apply_rotary_emb(line, rotary, sequence_dim=1)
+        return turned.view_as(values)
+
+    def _turn_no_more(
+        self, _attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if self._thread is not threading.current_thread():
+            return None
+        return args, {**kwargs, "image_rotary_emb": None}
 
 
 def uses_norms(transformer: Any) -> bool:
     """Whether all attention is diffusers' own, which calls the norms of queries and keys."""
-    attentions = [getattr(block, "attn", None) for block in _blocks(transformer)]
+    blocks = (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
+    attentions = [getattr(block, "attn", None) for block in blocks]
     return all(
         type(getattr(each, "processor", None)) in getattr(each, "_available_processors", ())
         for each in attentions
     )
-
-
-def _blocks(transformer: Any) -> tuple[Any, ...]:
-    return (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
