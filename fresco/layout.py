@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -41,6 +42,7 @@ class TokenLayout:
     owner: Tensor = field(init=False, repr=False)  # token of every fine token [rows, columns]
     token_sides: Tensor = field(init=False, repr=False)  # [n]
     token_starts: Tensor = field(init=False, repr=False)  # row, column of the cell's start [n, 2]
+    _tokens: dict[int, tuple[Tensor, Tensor]] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         where, sides = "TokenLayout(sides, patch_px)", self.sides
@@ -110,7 +112,7 @@ class TokenLayout:
         p = self.patch_px
         return self.sides.repeat_interleave(p, 0).repeat_interleave(p, 1)
 
-    @property
+    @functools.cached_property
     def sides_used(self) -> tuple[int, ...]:
         """Cell sides that occur, coarsest first."""
         return tuple(int(side) for side in torch.unique(self.token_sides).flip(0))
@@ -179,6 +181,8 @@ class TokenLayout:
             >>> TokenLayout(torch.tensor([[1, 1, 2, 2], [1, 1, 2, 2]])).tokens_of(2)
             (tensor([2]), tensor([1]))
         """
-        tokens = (self.token_sides == side).nonzero().flatten()
-        rows, columns = (self.token_starts[tokens] // side).unbind(dim=1)
-        return tokens, rows * self.cells(side)[1] + columns
+        if side not in self._tokens:
+            tokens = (self.token_sides == side).nonzero().flatten()
+            rows, columns = (self.token_starts[tokens] // side).unbind(dim=1)
+            self._tokens[side] = tokens, rows * self.cells(side)[1] + columns
+        return self._tokens[side]

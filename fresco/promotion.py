@@ -67,6 +67,25 @@ def promote(layout: TokenLayout, score: Tensor, how: Promotion) -> TokenLayout:
     return TokenLayout(finer, layout.patch_px)
 
 
+def is_met(layout: TokenLayout, how: Promotion) -> bool:
+    """Whether a budget has nothing left to promote, whatever the score.
+
+    Args:
+        layout: Of the step before.
+        how: Budget or threshold.
+
+    Example:
+        >>> layout = TokenLayout(torch.tensor([[1, 1, 2, 2], [1, 1, 2, 2]]))
+        >>> [is_met(layout, Promotion("edges", "high", budget=b)) for b in (0.5, 1.0)]
+        [True, False]
+    """
+    if how.budget is None or how.multiple > 1:
+        return False
+    small = layout.sides[::CELL, ::CELL]
+    n_fine = int((small == 1).sum())
+    return not (small > CELL).any() and n_fine >= _count(how.budget, small.numel())
+
+
 def seen_again(layouts: Sequence[TokenLayout]) -> tuple[int, ...]:
     """Count the tokens that coarse queries attend to once more: phase-aligned attention.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fresco.layout import TokenLayout
 from fresco.noise import NoiseField
-from fresco.promotion import Promotion, promote
+from fresco.promotion import Promotion, is_met, promote
 from fresco.report import Report, StepRecord
 from fresco.schedule import Plan, Step
 from fresco.score import N_ESTIMATES, SCORES, Evidence
@@ -200,6 +200,8 @@ class Run:
 
     def _promote(self, promotion: Promotion, side: int, goes_on: bool) -> None:
         """Make the layouts of the next step from those of this one."""
+        if goes_on and all(is_met(layout, promotion) for layout in self.mixed):
+            return
         score, _ = SCORES[promotion.score]
         values = score(Evidence(tuple(self.clean), self.noise)).float().cpu()
         before = self.mixed if goes_on else (self.layout(side),) * len(values)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fresco.expected import expected_layout
 from fresco.layout import TokenLayout
 from fresco.noise import NoiseField
-from fresco.promotion import Promotion, promote, seen_again
+from fresco.promotion import Promotion, is_met, promote, seen_again
 from fresco.score import SCORES, Evidence
 from tests.strategies import SEEDS, layouts, normal
 
@@ -38,6 +38,16 @@ def test_promotion_only_splits_cells(layout, seed, how):
     assert (after.sides <= layout.sides).all()
     assert after.n_tokens >= layout.n_tokens
     assert promote(after, score, how).sides.equal(after.sides)  # nothing else is due
+
+
+@given(layouts(), SEEDS, promotions())
+def test_where_a_budget_is_met_no_score_promotes_anything(layout, seed, how):
+    score = normal(seed, *cell_shape(layout))
+    after = promote(layout, score, how)
+    if is_met(layout, how):
+        assert after.sides.equal(layout.sides)
+    if how.budget is not None and how.multiple == 1 and not (after.sides == 4).any():
+        assert is_met(after, how)
 
 
 @given(layouts(), SEEDS, SHARES, st.sampled_from(("high", "low")), SHARES)

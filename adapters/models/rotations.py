@@ -28,16 +28,19 @@ class Rotations:
         self._transformer = transformer
         self._handles: list[Any] = []
         self._thread: threading.Thread | None = None  # whose call is on
+        self._turned = (torch.empty(0),) * 3  # ids that turns were made for, of the last call
+        self._turns: list[Any] = []
 
     def start(self, ids: Tensor, text_ids: Tensor) -> None:
         """Turn the tokens of the next call by their ids, [b, n, axes]; of text [t, axes] too."""
         self.stop()
         self._thread = threading.current_thread()
         text_ids = text_ids.to(ids).expand(len(ids), *text_ids.shape[-2:])
-        image, text, both = (
-            self._transformer.pos_embed(each.flatten(0, 1))
-            for each in (ids, text_ids, torch.cat((text_ids, ids), dim=1))
-        )
+        every = ids, text_ids, torch.cat((text_ids, ids), dim=1)
+        if not all(map(_are_equal, every, self._turned)):
+            self._turned = every
+            self._turns = [self._transformer.pos_embed(each.flatten(0, 1)) for each in every]
+        image, text, both = self._turns
         for block in self._transformer.transformer_blocks:
             attn = block.attn
             of_text = {attn.norm_added_q: text, attn.norm_added_k: text}
@@ -75,6 +78,10 @@ class Rotations:
         if self._thread is not threading.current_thread():
             return None
         return args, {**kwargs, "image_rotary_emb": None}
+
+
+def _are_equal(one: Tensor, other: Tensor) -> bool:
+    return one.device == other.device and torch.equal(one, other)
 
 
 def uses_norms(transformer: Any) -> bool:
