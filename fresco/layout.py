@@ -42,7 +42,9 @@ class TokenLayout:
     owner: Tensor = field(init=False, repr=False)  # token of every fine token [rows, columns]
     token_sides: Tensor = field(init=False, repr=False)  # [n]
     token_starts: Tensor = field(init=False, repr=False)  # row, column of the cell's start [n, 2]
-    _tokens: dict[int, tuple[Tensor, Tensor]] = field(init=False, repr=False, default_factory=dict)
+    _tokens: dict[int, tuple[Tensor, Tensor]] = field(  # by side, once they are asked for
+        init=False, repr=False, default_factory=dict
+    )
 
     def __post_init__(self) -> None:
         where, sides = "TokenLayout(sides, patch_px)", self.sides
@@ -175,7 +177,7 @@ class TokenLayout:
         """Tokens of one side, and where each is in the row order of the grid cut at `side`.
 
         Returns:
-            Token indices [m] and cell indices [m], both int64.
+            Token indices [m] and cell indices [m], both int64, made once: not to be written to.
 
         Example:
             >>> TokenLayout(torch.tensor([[1, 1, 2, 2], [1, 1, 2, 2]])).tokens_of(2)

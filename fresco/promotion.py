@@ -68,7 +68,9 @@ def promote(layout: TokenLayout, score: Tensor, how: Promotion) -> TokenLayout:
 
 
 def is_met(layout: TokenLayout, how: Promotion) -> bool:
-    """Whether a budget has nothing left to promote, whatever the score.
+    """Whether it is plain that a budget promotes nothing more, whatever the score.
+
+    It is not where side-4 cells are left, nor where tokens are no multiple yet.
 
     Args:
         layout: Of the step before.
@@ -79,7 +81,7 @@ def is_met(layout: TokenLayout, how: Promotion) -> bool:
         >>> [is_met(layout, Promotion("edges", "high", budget=b)) for b in (0.5, 1.0)]
         [True, False]
     """
-    if how.budget is None or how.multiple > 1:
+    if how.budget is None or layout.n_tokens % how.multiple:
         return False
     small = layout.sides[::CELL, ::CELL]
     n_fine = int((small == 1).sum())

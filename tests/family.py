@@ -118,8 +118,8 @@ def guided(
     }
 
 
-def repeated(asked: dict[str, Any]) -> dict[str, Any]:
-    """The same call for two pictures."""
-    lists = {key: 2 * value for key, value in asked.items() if isinstance(value, list)}
-    tensors = {k: torch.cat((v, v)) for k, v in asked.items() if isinstance(v, torch.Tensor)}
+def repeated(asked: dict[str, Any], n: int = 2) -> dict[str, Any]:
+    """The same call for several pictures."""
+    lists = {key: n * value for key, value in asked.items() if isinstance(value, list)}
+    tensors = {k: torch.cat((v,) * n) for k, v in asked.items() if isinstance(v, torch.Tensor)}
     return asked | lists | tensors

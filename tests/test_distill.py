@@ -74,6 +74,15 @@ def test_a_step_within_a_window_aims_at_the_windows_end(predict):
     assert loss.item() == pytest.approx((huber(0) + huber(2 - 0.5 - 1)) / 2)
 
 
+def test_every_step_weighs_by_its_window(predict):
+    paths = Paths(torch.stack([3 * ONES, 2 * ONES, ONES], 1), (1.0, 0.75, 0.0), ["a"])
+    predict(4.0, 1.4, 1.5)
+    loss = distill.path_loss(None, paths, (1.0, 0.75, 0.5, 0.0), ONES, ONES)
+    errors, weights = (0, 2 - 1.05 - 1, 1.65 - 0.75 - 1), (0.5, 0.75**0.5, 0.75**0.5)
+    expected = sum(w * huber(e / 0.75) for w, e in zip(weights, errors, strict=True))
+    assert loss.item() == pytest.approx(expected / sum(weights))
+
+
 def test_early_steps_learn_what_they_cost_later_ones(predict):
     paths = Paths(torch.stack([3 * ONES, 2 * ONES, ONES], 1), (1.0, 0.75, 0.0), ["a"])
     early = torch.tensor(4.0, requires_grad=True)  # as the first window has it
@@ -98,7 +107,7 @@ def test_steps_are_the_windows_or_one_more_within_one():
     borders, rng = (1.0, 0.95, 0.85, 0.5, 0.0), np.random.default_rng(0)
     drawn_levels = [distill._draw_levels(borders, rng) for _ in range(2000)]
     halted = [levels for levels in drawn_levels if levels != borders]
-    assert len(halted) / 2000 == pytest.approx(distill.HALTED, abs=0.03)
+    assert len(halted) / 2000 == pytest.approx(distill.EXTRA_LEVEL, abs=0.03)
     more = [{*levels} - {*borders} for levels in halted]
     assert {len(levels) for levels in more} == {1}
     assert all([*levels] == sorted(levels, reverse=True) for levels in halted)
@@ -163,7 +172,7 @@ def test_a_training_goes_on_from_a_lora(tmp_path):
             assert (weight == 0).all(), name
     computed = dict(second.student.named_parameters())
     assert (computed[second.names[0]] == second.master[0]).all()
-    assert second.rate == pytest.approx(distill.GOING_ON * first.rate)
+    assert second.rate == distill.RATE_ON < first.rate
 
 
 class Clock:

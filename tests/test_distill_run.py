@@ -16,7 +16,15 @@ import fresco.reference
 from fresco.api import accelerate
 from fresco.cli import app
 from fresco.errors import AttachError
-from fresco.reference import MAX_TOKENS, PIPELINE, WeightsError, distill, load, lora_path
+from fresco.reference import (
+    MAX_TOKENS,
+    PIPELINE,
+    WeightsError,
+    distill,
+    load,
+    lora_path,
+    trajectories,
+)
 from fresco.reference.distill_run import MAX_BYTES, DistillError
 from fresco.reference.distill_run import distill as run
 from tests.distilled import shorten
@@ -84,11 +92,19 @@ def test_the_file_loads_by_diffusers_and_by_a_recipe(made, tmp_path):
     assert torch.allclose(loaded, fused, atol=1e-4)
 
 
-def test_a_folder_of_another_teacher_seed_or_beginning_is_refused(made, tmp_path):
+def test_a_folder_of_another_teacher_seed_or_beginning_is_refused(made, tmp_path, monkeypatch):
+    shorten(monkeypatch)
     out, other = made[0], assemble_untrained(tmp_path)
     for teacher, seed, start in ((None, 32, None), (other, 31, None), (None, 31, out)):
-        with pytest.raises(DistillError, match=r"expected the teacher, the seed .* --folder"):
+        with pytest.raises(DistillError, match=r"expected the teacher, the seed, .* --folder"):
             run(out.parent, 0.001, lambda _: None, CPU, teacher, seed, start)
+
+
+def test_a_folder_of_other_paths_is_refused(made, monkeypatch):
+    shorten(monkeypatch)
+    monkeypatch.setattr(trajectories, "COARSE_BORDERS", (1.0, 0.8))
+    with pytest.raises(DistillError, match=r"the paths of the folder's run .*0\.8.* --folder"):
+        run(made[0].parent, 0.001, lambda _: None, CPU, PIPELINE)
 
 
 def test_a_run_goes_on_from_a_lora_of_its_teacher_and_from_no_other(made, tmp_path, monkeypatch):

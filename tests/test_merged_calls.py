@@ -53,10 +53,10 @@ def one_by_one(monkeypatch):
 
 
 def told_apart(asked):
-    """Two pictures of other texts and masks."""
+    """The second of some pictures has another text and mask."""
     for name, value in asked.items():
         if isinstance(value, torch.Tensor) and value.is_floating_point():
-            asked[name] = torch.stack((value[0], value[1].flip(0)))
+            asked[name] = torch.stack((value[0], value[1].flip(0), *value[2:]))
         elif isinstance(value, torch.Tensor):
             value[1, -1] = 0
     return asked
@@ -65,18 +65,19 @@ def told_apart(asked):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_step_is_one_call_and_the_pictures_are_those_of_calls_of_their_own(name, monkeypatch):
     family = FAMILIES[name]
-    pipe, asked = family.make(), told_apart(repeated(family.asked()))
+    pipe, asked = family.make(), told_apart(repeated(family.asked(), 3))
     drawn, calls = [], []
     with fresco.accelerate(pipe, RANDOM):
         for _ in range(2):
             with sizes_of_calls(pipe.transformer) as sizes:
-                generators = [torch.Generator().manual_seed(seed) for seed in (0, 2)]
+                generators = [torch.Generator().manual_seed(seed) for seed in (0, 2, 0)]
                 drawn.append(family.draw(pipe, **asked, generator=generators))
             calls.append(sizes)
             one_by_one(monkeypatch)
     torch.testing.assert_close(drawn[0], drawn[1], rtol=1e-5, atol=1e-5)
     merged, apart = ([rows for rows, _ in sizes] for sizes in calls)
-    assert min(merged) == max(merged) == 2 * min(apart)
+    assert min(merged) == max(merged) == 3 * min(apart)
+    assert 2 * min(apart) in apart  # the first and the last are alike
     assert sum(merged) == sum(apart)
 
 
@@ -251,10 +252,24 @@ def test_a_part_that_fails_leaves_the_next_run_right(tiny_flux_pipe):
         assert draw(tiny_flux_pipe).equal(expected)
 
 
-def hooks_of_norms(transformer):
-    norms = [m for name, m in transformer.named_modules() if name.endswith(("norm_q", "norm_k"))]
-    assert norms
-    return sum(len(norm._forward_hooks) for norm in norms)
+def hooks_of_attention(transformer):
+    attention = [m for name, m in transformer.named_modules() if "attn" in name.split(".")]
+    assert len(attention) > 10
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in attention)
+
+
+@torch.no_grad()
+def test_turns_are_made_once_for_the_same_ids(tiny_flux_pipe):
+    transformer, made, counts = tiny_flux_pipe.transformer, [], []
+    turns = rotations.Rotations(transformer)
+    ids, text = torch.rand(2, 6, 3), torch.zeros(4, 3)
+    with transformer.pos_embed.register_forward_hook(lambda *_: made.append(None)):
+        for image, words in ((ids, text), (ids.clone(), text[None]), (ids, text + 1), (-ids, text)):
+            turns.start(image, words)
+            counts.append(len(made))
+    turns.stop()
+    assert counts == [3, 3, 6, 9]
+    assert hooks_of_attention(transformer) == 0
 
 
 def own_call(transformer):
@@ -272,22 +287,22 @@ def test_a_call_outside_of_a_run_that_died_is_the_model_s_own(tiny_flux_pipe):
     expected = transformer(**call)[0]
 
     def fail(*_):
-        if hooks_of_norms(transformer):
+        if hooks_of_attention(transformer):
             raise KeyboardInterrupt
 
     with fresco.accelerate(tiny_flux_pipe, RUNS["edges"]):
         handle = transformer.norm_out.register_forward_hook(fail)
         with pytest.raises(KeyboardInterrupt):
             draw(tiny_flux_pipe)
-        assert hooks_of_norms(transformer) > 0
+        assert hooks_of_attention(transformer) > 0
         handle.remove()
         assert torch.equal(transformer(**call)[0], expected)
-        assert hooks_of_norms(transformer) == 0
+        assert hooks_of_attention(transformer) == 0
         handle = transformer.norm_out.register_forward_hook(fail)
         with pytest.raises(KeyboardInterrupt):
             draw(tiny_flux_pipe)
         handle.remove()
-    assert hooks_of_norms(transformer) == 0
+    assert hooks_of_attention(transformer) == 0
 
 
 @torch.no_grad()

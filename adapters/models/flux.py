@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from fresco.errors import AdapterError
 from fresco.layout import PositionUnits, TokenLayout
 from fresco.registry import register_adapter
 
@@ -59,16 +58,6 @@ class FluxAdapter(PackedIdsAdapter):
     def read(self, call: Mapping[str, Any], layout: TokenLayout) -> Tensor:
         own = call["hidden_states"][..., : self.n_own]
         return super().read({**call, "hidden_states": own}, layout)
-
-    def select(self, call: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
-        if "ip_adapter_image_embeds" in (call.get("joint_attention_kwargs") or {}):
-            raise AdapterError(
-                "pipe(prompt, ...)",
-                "a batch without IP-Adapter images in a mixed stage",
-                f"{len(call['hidden_states'])} pictures with them",
-                "Ask for one picture per call, or use a recipe of whole-grid stages.",
-            )
-        return super().select(call, rows)
 
     def embed(
         self, call: Mapping[str, Any], tokens: Tensor, layout: TokenLayout, positions: Tensor

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fresco.errors import AdapterError
 from fresco.layout import TokenLayout
 from fresco.noise import NoiseField
 from fresco.transfer import cut_patches, join_patches, restrict
@@ -87,11 +88,26 @@ class PackedIdsAdapter(PackedAdapter):
 
     def attach(self, transformer: Any, units: Collection[str]) -> Callable[[], None]:
         rotations = self._rotations = Rotations(transformer)
-        return rotations.stop
+
+        def detach() -> None:
+            rotations.stop()
+            self._rotations = None
+
+        return detach
 
     def aim(self, call: Mapping[str, Any], layout: TokenLayout | None) -> None:
         if self._rotations:
             self._rotations.stop()
+
+    def select(self, call: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+        if "ip_adapter_image_embeds" in (call.get("joint_attention_kwargs") or {}):
+            raise AdapterError(
+                "pipe(prompt, ...)",
+                "a batch without IP-Adapter images in a mixed stage",
+                f"{len(call['hidden_states'])} pictures with them",
+                "Ask for one picture per call, or use a recipe of whole-grid stages.",
+            )
+        return super().select(call, rows)
 
     def can_merge(self, transformer: Any) -> bool:
         return uses_norms(transformer)

@@ -28,17 +28,23 @@ class Rotations:
         self._transformer = transformer
         self._handles: list[Any] = []
         self._thread: threading.Thread | None = None  # whose call is on
-        self._turned = (torch.empty(0),) * 3  # ids that turns were made for, of the last call
-        self._turns: list[Any] = []
+        self._turned = (torch.empty(0), torch.empty(0))  # image and text ids of the last call
+        self._turns: list[Any] = []  # made for them
 
     def start(self, ids: Tensor, text_ids: Tensor) -> None:
-        """Turn the tokens of the next call by their ids, [b, n, axes]; of text [t, axes] too."""
+        """Turn the tokens of the next call by their ids.
+
+        Args:
+            ids: Of every picture's image tokens, [b, n, axes].
+            text_ids: [t, axes], or [any, t, axes] of equal rows; the models take the first.
+        """
         self.stop()
         self._thread = threading.current_thread()
-        text_ids = text_ids.to(ids).expand(len(ids), *text_ids.shape[-2:])
-        every = ids, text_ids, torch.cat((text_ids, ids), dim=1)
-        if not all(map(_are_equal, every, self._turned)):
-            self._turned = every
+        text_ids = text_ids.reshape(-1, *text_ids.shape[-2:])[:1].to(ids)
+        if not all(map(_are_equal, (ids, text_ids), self._turned)):
+            self._turned = ids, text_ids
+            texts = text_ids.expand(len(ids), -1, -1)
+            every = ids, texts, torch.cat((texts, ids), dim=1)
             self._turns = [self._transformer.pos_embed(each.flatten(0, 1)) for each in every]
         image, text, both = self._turns
         for block in self._transformer.transformer_blocks:
@@ -85,7 +91,7 @@ def _are_equal(one: Tensor, other: Tensor) -> bool:
 
 
 def uses_norms(transformer: Any) -> bool:
-    """Whether all attention is diffusers' own, which calls the norms of queries and keys."""
+    """Whether all attention is diffusers' own, with the norms and arguments that are hooked."""
     blocks = (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
     attentions = [getattr(block, "attn", None) for block in blocks]
     return all(

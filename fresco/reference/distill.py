@@ -6,9 +6,9 @@ Deviates: a path starts from noise, not from noised data, so that no pictures ar
 student's pictures are those of the same noise; the student steps along the whole path, each
 window's target is seen from where its own steps have brought it (after backward distillation:
 Kohler et al., arXiv 2405.05224), and gradients flow through all steps, so that errors of a step
-are made good by those after it; coarse steps learn the trajectories of the full grid, as they
-would see them, and what follows them in staged runs has windows too; the guidance scale is always
-the default one.
+are made good by those after it; steps of long windows weigh more; the loss; coarse steps learn
+the trajectories of the full grid, as they would see them, and what follows them in staged runs
+has paths too; the guidance scale is always the default one.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ TARGETS = (  # the projections of the blocks and all modulation, as a pattern of
 )
 BATCH = {FINE: 2, COARSE: 32, LIFTED: 4}  # paths per step, all processes together: equal time
 ODDS = {FINE: 0.75, COARSE: 0.05, LIFTED: 0.2}
-HALTED = 0.3  # share of the steps that take a window in two
+EXTRA_LEVEL = 0.3  # share of the batches that have one more noise level, within a window
 RATE, WARM_UP = 2e-4, 20  # of AdamW; steps
-GOING_ON = 0.3  # of the rate, where a LoRA is gone on from
+RATE_ON = 6e-5  # where a LoRA is gone on from: a higher one hovers above what that has reached
 FLAT = 0.03  # error below which a token counts with its square, by and large
 EMA_DECAY = 0.99
 CHECKPOINT_S = 120.0
@@ -84,10 +84,9 @@ class Distillation:
         named = {n: p for n, p in self.student.named_parameters() if p.requires_grad}
         self.names, self.computed = list(named), list(named.values())
         self.master = [torch.nn.Parameter(p.detach().float()) for p in self.computed]
-        self.rate = RATE
+        self.rate = RATE if start is None else RATE_ON
         if start is not None:
             self._go_on_from(start)
-            self.rate *= GOING_ON
         self.average = [p.detach().clone() for p in self.master]
         self.optimizer = torch.optim.AdamW(self.master, betas=(0.9, 0.99), weight_decay=0)
         self.step, self.elapsed_s = 0, 0.0
@@ -181,10 +180,10 @@ def path_loss(
 
     A step's error is that of the latents where it would leave its window, per length of the
     window: of the slope, if the step starts at a window's border. A pseudo-Huber loss of every
-    token's error is averaged, windows weighted by the roots of their lengths: squared errors of
-    windows where the model errs most, and of tokens where two things meet, would outweigh the
-    others, and fine texture would be lost (after improved consistency training: Song and
-    Dhariwal, arXiv 2310.14189, eq. 5, which takes the error of whole pictures).
+    token's error is averaged, steps weighted by the roots of their windows' lengths: squared
+    errors of windows where the model errs most, and of tokens where two things meet, would
+    outweigh the others, and fine texture would be lost (after improved consistency training: Song
+    and Dhariwal, arXiv 2310.14189, eq. 5, which takes the error of whole pictures).
 
     Args:
         transformer: What is trained.
@@ -281,7 +280,7 @@ def _draw_paths(data: Paths, n: int, rng: np.random.Generator) -> Paths:
 
 def _draw_levels(borders: tuple[float, ...], rng: np.random.Generator) -> tuple[float, ...]:
     """The noise levels of a path's steps: its borders, sometimes one more within a window."""
-    if rng.random() >= HALTED:
+    if rng.random() >= EXTRA_LEVEL:
         return borders
     window = rng.integers(len(borders) - 1)
     high, low = borders[window : window + 2]

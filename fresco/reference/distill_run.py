@@ -79,7 +79,7 @@ def distill(
     facts: dict[str, Any] = {"method": METHOD, "seed": seed, "teacher": asked_of}
     if start is not None:
         facts["start"] = _check_start(start, weights)
-    _check_folder(folder, asked_of | {"goes_on": start is not None})
+    _check_folder(folder, asked_of | {"goes_on": start is not None, "paths": _borders()})
     parallel.wait()
     numbers = itertools.count(parallel.rank(), parallel.world())
     budget_s = hours * 3600
@@ -111,7 +111,7 @@ def _check_folder(folder: Path, now: dict[str, Any]) -> None:
     if before != now:
         raise DistillError(
             "distill(folder)",
-            f"the teacher, the seed and the beginning that the folder's run has ({before})",
+            f"the teacher, the seed, the beginning and the paths of the folder's run ({before})",
             str(now),
             "Name an empty folder with --folder.",
         )
@@ -142,6 +142,15 @@ def _command(hours: float, seed: int, teacher: Path | None, goes_on: bool) -> st
     return " ".join(words)
 
 
+def _borders() -> dict[str, list[float]]:
+    """Noise levels of the paths, by set."""
+    return {
+        trajectories.FINE: [*trajectories.BORDERS],
+        trajectories.COARSE: [*trajectories.COARSE_BORDERS],
+        trajectories.LIFTED: [*trajectories.LIFTED_BORDERS],
+    }
+
+
 def _figures(folder: Path, training: Distillation) -> dict[str, Any]:
     """What the training has done by now, from its state and the run's log."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -151,11 +160,7 @@ def _figures(folder: Path, training: Distillation) -> dict[str, Any]:
     n_shards = len([*folder.glob("trajectories_*.pt")])
     return {
         "rank": RANK,
-        "borders": {
-            "fine": list(trajectories.BORDERS),
-            "coarse": list(trajectories.COARSE_BORDERS),
-            "lifted": list(trajectories.LIFTED_BORDERS),
-        },
+        "borders": _borders(),
         "teacher_steps_between": trajectories.SUBSTEPS,
         "trajectories": trajectories.PER_SHARD * n_shards,
         "steps": training.step,
