@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 
+import torch
+
 from fresco.score import SCORES
+from tests.conftest import draw_latents
 
 MIXED = {
     "schema": 1,
@@ -44,3 +47,10 @@ RUNS = {
     "fresh": varied(lift={"form": "fresh", "to_sigma": 0.8}),
     "spectral": varied(lift={"form": "spectral", "to_sigma": 0.8}),
 }
+
+
+def draw_three(pipe, **asked):
+    """Latents of three pictures of the tiny FLUX pipeline, each with its own prompt and noise."""
+    prompts = ["a red circle", "blue", "a large square"]
+    generators = [torch.Generator().manual_seed(i) for i in range(3)]
+    return draw_latents(pipe, prompt=prompts, generator=generators, **asked)

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import threading
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import diffusers
 import pytest
 import torch
-from diffusers.models.transformers import transformer_flux
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
-from fresco.adapters.models import rotations
 
 import fresco
 from fresco import middleware
 from fresco.registry import find_adapter
 from fresco.swap import can_merge
 from fresco.wraps import is_compiled
-from tests.conftest import draw_latents
 from tests.families import FAMILIES
 from tests.family import repeated
-from tests.mixed import RUNS
+from tests.mixed import RUNS, draw_three
 from tests.staged import RANDOM
 
-PROMPTS = ["a red circle", "blue", "a large square"]
 NAMES = ["flux", "flux2", "chroma", "ovis_image", "longcat_image"]
 
 
@@ -41,11 +34,6 @@ def sizes_of_calls(transformer):
     handle = block.register_forward_pre_hook(note, with_kwargs=True)
     yield sizes
     handle.remove()
-
-
-def draw(pipe, **asked):
-    generators = [torch.Generator().manual_seed(i) for i in range(3)]
-    return draw_latents(pipe, prompt=PROMPTS, generator=generators, **asked)
 
 
 def one_by_one(monkeypatch):
@@ -85,40 +73,19 @@ def test_every_step_is_one_call_and_the_pictures_are_those_of_calls_of_their_own
 def test_merged_steps_of_flux_are_equal_to_separate_ones(tiny_flux_pipe, raw, monkeypatch):
     with fresco.accelerate(tiny_flux_pipe, raw):
         with sizes_of_calls(tiny_flux_pipe.transformer) as sizes:
-            merged = draw(tiny_flux_pipe)
+            merged = draw_three(tiny_flux_pipe)
         assert {rows for rows, _ in sizes} == {3}
         one_by_one(monkeypatch)
-        torch.testing.assert_close(merged, draw(tiny_flux_pipe), rtol=0, atol=1e-5)
-
-
-def test_queries_and_keys_are_turned_once(tiny_flux_pipe, monkeypatch):
-    turned = Counter()
-    for module in (transformer_flux, rotations):
-
-        def count(*args, turn=module.apply_rotary_emb, module=module, **kwargs):
-            turned[module] += 1
-            return turn(*args, **kwargs)
-
-        monkeypatch.setattr(module, "apply_rotary_emb", count)
-    transformer = tiny_flux_pipe.transformer
-    side_by_side, joint = transformer.transformer_blocks, transformer.single_transformer_blocks
-    with fresco.accelerate(tiny_flux_pipe, RUNS["edges"]) as accelerated:
-        draw(tiny_flux_pipe)
-        mixed = [step.promotion is not None for step in accelerated.plan.steps]
-    assert 0 < sum(mixed) < len(mixed)
-    by_model = 2 * (len(side_by_side) + len(joint))
-    assert turned[transformer_flux] == by_model * mixed.count(False)
-    of_text = 2 * len(side_by_side)
-    assert turned[rotations] == (by_model + of_text) * mixed.count(True)
+        torch.testing.assert_close(merged, draw_three(tiny_flux_pipe), rtol=0, atol=1e-5)
 
 
 def test_layouts_of_other_numbers_of_tokens_go_apart(tiny_flux_pipe, monkeypatch):
     with fresco.accelerate(tiny_flux_pipe, RUNS["threshold"]):
         with sizes_of_calls(tiny_flux_pipe.transformer) as sizes:
-            together = draw(tiny_flux_pipe)
+            together = draw_three(tiny_flux_pipe)
         assert {rows for rows, _ in sizes} == {1, 2, 3}  # two of them are as long
         one_by_one(monkeypatch)
-        torch.testing.assert_close(together, draw(tiny_flux_pipe), rtol=0, atol=1e-5)
+        torch.testing.assert_close(together, draw_three(tiny_flux_pipe), rtol=0, atol=1e-5)
 
 
 def compiled(pipe):
@@ -173,14 +140,14 @@ def test_pictures_go_apart_where_hooks_would_be_missed_or_a_call_decides(
 
     monkeypatch.setattr(middleware, "enter_tokens", note)
     with fresco.accelerate(tiny_flux_pipe, raw):
-        draw(tiny_flux_pipe)
+        draw_three(tiny_flux_pipe)
     assert set(entered) == {1, 3}  # mixed steps and whole-grid ones
 
 
 def test_with_gradients_or_a_shared_sequence_pictures_go_apart(tiny_flux_pipe):
     adapter = find_adapter(tiny_flux_pipe.transformer)
     with fresco.accelerate(tiny_flux_pipe, RUNS["edges"]) as accelerated:
-        draw(tiny_flux_pipe)
+        draw_three(tiny_flux_pipe)
         step = accelerated._middleware.last.plan.steps[4]
     with torch.no_grad():
         assert can_merge(adapter, step, tiny_flux_pipe.transformer)
@@ -214,10 +181,10 @@ def test_blocks_without_attention_of_diffusers_take_stages(tiny_flux_pipe):
             return encoder_hidden_states, hidden_states
 
     with fresco.accelerate(tiny_flux_pipe, RUNS["edges"]):
-        expected = draw(tiny_flux_pipe)
+        expected = draw_three(tiny_flux_pipe)
     tiny_flux_pipe.transformer.transformer_blocks = torch.nn.ModuleList([Fused(blocks)])
     with fresco.accelerate(tiny_flux_pipe, RUNS["edges"]):
-        torch.testing.assert_close(draw(tiny_flux_pipe), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(draw_three(tiny_flux_pipe), expected, rtol=0, atol=1e-5)
 
 
 def test_reference_pictures_keep_positions_of_their_own(tiny_flux_pipe, monkeypatch):
@@ -228,16 +195,16 @@ def test_reference_pictures_keep_positions_of_their_own(tiny_flux_pipe, monkeypa
     asked["max_area"] = 64 * 96
     with fresco.accelerate(pipe, RUNS["edges"]):
         with sizes_of_calls(pipe.transformer) as sizes:
-            merged = draw(pipe, **asked)
+            merged = draw_three(pipe, **asked)
         assert {rows for rows, _ in sizes} == {3}
         assert sizes[-1] == (3, 2 * 8 * 12)
         one_by_one(monkeypatch)
-        torch.testing.assert_close(merged, draw(pipe, **asked), rtol=0, atol=1e-5)
+        torch.testing.assert_close(merged, draw_three(pipe, **asked), rtol=0, atol=1e-5)
 
 
 def test_a_part_that_fails_leaves_the_next_run_right(tiny_flux_pipe):
     with fresco.accelerate(tiny_flux_pipe, RUNS["threshold"]) as accelerated:
-        expected = draw(tiny_flux_pipe)
+        expected = draw_three(tiny_flux_pipe)
 
         def fail_in_a_part(*_):
             if accelerated._middleware.last.is_nested:
@@ -248,78 +215,5 @@ def test_a_part_that_fails_leaves_the_next_run_right(tiny_flux_pipe):
             norm.register_forward_hook(fail_in_a_part),
             pytest.raises(ValueError, match="on purpose"),
         ):
-            draw(tiny_flux_pipe)
-        assert draw(tiny_flux_pipe).equal(expected)
-
-
-def hooks_of_attention(transformer):
-    attention = [m for name, m in transformer.named_modules() if "attn" in name.split(".")]
-    assert len(attention) > 10
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in attention)
-
-
-@torch.no_grad()
-def test_turns_are_made_once_for_the_same_ids(tiny_flux_pipe):
-    transformer, made, counts = tiny_flux_pipe.transformer, [], []
-    turns = rotations.Rotations(transformer)
-    ids, text = torch.rand(2, 6, 3), torch.zeros(4, 3)
-    with transformer.pos_embed.register_forward_hook(lambda *_: made.append(None)):
-        for image, words in ((ids, text), (ids.clone(), text[None]), (ids, text + 1), (-ids, text)):
-            turns.start(image, words)
-            counts.append(len(made))
-    turns.stop()
-    assert counts == [3, 3, 6, 9]
-    assert hooks_of_attention(transformer) == 0
-
-
-def own_call(transformer):
-    """Arguments of a call that is not fresco's."""
-    call = find_adapter(transformer).example_call(transformer, 16, 6)
-    call["img_ids"] = torch.arange(48.0).view(16, 3)
-    call["hidden_states"] = torch.randn_like(call["hidden_states"])
-    return call
-
-
-@torch.no_grad()
-def test_a_call_outside_of_a_run_that_died_is_the_model_s_own(tiny_flux_pipe):
-    transformer = tiny_flux_pipe.transformer
-    call = own_call(transformer)
-    expected = transformer(**call)[0]
-
-    def fail(*_):
-        if hooks_of_attention(transformer):
-            raise KeyboardInterrupt
-
-    with fresco.accelerate(tiny_flux_pipe, RUNS["edges"]):
-        handle = transformer.norm_out.register_forward_hook(fail)
-        with pytest.raises(KeyboardInterrupt):
-            draw(tiny_flux_pipe)
-        assert hooks_of_attention(transformer) > 0
-        handle.remove()
-        assert torch.equal(transformer(**call)[0], expected)
-        assert hooks_of_attention(transformer) == 0
-        handle = transformer.norm_out.register_forward_hook(fail)
-        with pytest.raises(KeyboardInterrupt):
-            draw(tiny_flux_pipe)
-        handle.remove()
-    assert hooks_of_attention(transformer) == 0
-
-
-@torch.no_grad()
-def test_a_call_of_another_thread_meanwhile_is_the_model_s_own(tiny_flux_pipe):
-    transformer = tiny_flux_pipe.transformer
-    call, seen = own_call(transformer), []
-    expected = transformer(**call)[0]
-    block = transformer.single_transformer_blocks[0]
-
-    def call_elsewhere(*_):
-        if threading.current_thread() is threading.main_thread():
-            with ThreadPoolExecutor(1) as other:
-                seen.append(other.submit(torch.no_grad()(transformer), **call).result()[0])
-
-    with fresco.accelerate(tiny_flux_pipe, RUNS["edges"]):
-        right = draw(tiny_flux_pipe)
-        with block.register_forward_pre_hook(call_elsewhere):
-            assert torch.equal(draw(tiny_flux_pipe), right)
-    assert seen
-    assert all(torch.equal(output, expected) for output in seen)
+            draw_three(tiny_flux_pipe)
+        assert draw_three(tiny_flux_pipe).equal(expected)
