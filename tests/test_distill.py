@@ -110,6 +110,7 @@ def test_steps_are_the_windows_or_one_more_within_one():
     assert len(halted) / 2000 == pytest.approx(distill.EXTRA_LEVEL, abs=0.03)
     more = [{*levels} - {*borders} for levels in halted]
     assert {len(levels) for levels in more} == {1}
+    assert all({*borders} < {*levels} for levels in halted)
     assert all([*levels] == sorted(levels, reverse=True) for levels in halted)
     inside = np.array([levels.pop() for levels in more])
     counts, _ = np.histogram(inside, borders[::-1])

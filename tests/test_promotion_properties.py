@@ -50,6 +50,15 @@ def test_where_a_budget_is_met_no_score_promotes_anything(layout, seed, how):
         assert is_met(after, how)
 
 
+@pytest.mark.parametrize(("multiple", "met"), [(1, True), (7, True), (10, False)])
+def test_a_budget_is_not_met_before_tokens_are_a_multiple(multiple, met):
+    layout = promote(TokenLayout.whole(4, 4, 2), normal(0, 2, 2), Promotion("edges", "high", 0.25))
+    assert layout.n_tokens == 7  # 4 fine ones and 3 cells
+    how = Promotion("edges", "high", 0.25, multiple=multiple)
+    assert is_met(layout, how) == met
+    assert promote(layout, normal(1, 2, 2), how).n_tokens == (7 if met else 10)
+
+
 @given(layouts(), SEEDS, SHARES, st.sampled_from(("high", "low")), SHARES)
 def test_a_budget_promotes_the_first_cells(layout, seed, budget, first, split):
     score = normal(seed, *cell_shape(layout))
