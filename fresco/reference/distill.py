@@ -6,9 +6,9 @@ Deviates: a path starts from noise, not from noised data, so that no pictures ar
 student's pictures are those of the same noise; the student steps along the whole path, each
 window's target is seen from where its own steps have brought it (after backward distillation:
 Kohler et al., arXiv 2405.05224), and gradients flow through all steps, so that errors of a step
-are made good by those after it; steps of long windows weigh more; the loss; coarse steps learn
-the trajectories of the full grid, as they would see them, and what follows them in staged runs
-has paths too; the guidance scale is always the default one.
+are made good by those after it; long windows and the last one weigh more; the loss; coarse steps
+learn the trajectories of the full grid, as they would see them, and what follows them in staged
+runs has paths too; the guidance scale is always the default one.
 """
 
 from __future__ import annotations
@@ -36,16 +36,12 @@ if TYPE_CHECKING:
     from fresco.reference.log import Log
 
 RANK = 32
-TARGETS = (  # the projections of the blocks and all modulation, as a pattern of names
-    r"(single_)?transformer_blocks\.\d+\.(attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
-    r"|ff(_context)?\.net\.(0\.proj|2)|proj_mlp|proj_out|norm1?(_context)?\.linear)"
-    r"|norm_out\.linear"
-)
 BATCH = {FINE: 2, COARSE: 32, LIFTED: 4}  # paths per step, all processes together: equal time
 ODDS = {FINE: 0.75, COARSE: 0.05, LIFTED: 0.2}
 EXTRA_LEVEL = 0.3  # share of the batches that have one more noise level, within a window
 RATE, WARM_UP = 2e-4, 20  # of AdamW; steps
 RATE_ON = 6e-5  # where a LoRA is gone on from: a higher one hovers above what that has reached
+END = 4  # times as much the last window of a path weighs: the picture is what counts
 FLAT = 0.03  # error below which a token counts with its square, by and large
 EMA_DECAY = 0.99
 CHECKPOINT_S = 120.0
@@ -79,7 +75,7 @@ class Distillation:
         device = transformer.device
         self.student = transformer.to(compute_dtype(device)).requires_grad_(False)
         self.student.add_adapter(
-            LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS, init_lora_weights=True)
+            LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", init_lora_weights=True)
         )
         named = {n: p for n, p in self.student.named_parameters() if p.requires_grad}
         self.names, self.computed = list(named), list(named.values())
@@ -183,7 +179,8 @@ def path_loss(
     token's error is averaged, steps weighted by the roots of their windows' lengths: squared
     errors of windows where the model errs most, and of tokens where two things meet, would
     outweigh the others, and fine texture would be lost (after improved consistency training: Song
-    and Dhariwal, arXiv 2310.14189, eq. 5, which takes the error of whole pictures).
+    and Dhariwal, arXiv 2310.14189, eq. 5, which takes the error of whole pictures). The last
+    window weighs `END` times as much again.
 
     Args:
         transformer: What is trained.
@@ -209,7 +206,8 @@ def path_loss(
         left = x - (level - low) * predicted
         error = (left - states[:, window + 1]) / (high - low)
         huber = (error.square().mean(2) + FLAT**2).sqrt().mean() - FLAT
-        total, weights = total + (high - low) ** 0.5 * huber, weights + (high - low) ** 0.5
+        weight = (high - low) ** 0.5 * (END if low == paths.sigmas[-1] else 1)
+        total, weights = total + weight * huber, weights + weight
         x, window = x - (level - following) * predicted, window + (following == low)
     return total / weights
 
