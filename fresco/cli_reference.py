@@ -91,6 +91,10 @@ def distill(
         bool, typer.Option("--from-shipped", help="Go on from the LoRA that ships.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Series of captions and noise.")] = 31,
+    others: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of another run, to learn from its trajectories too."),
+    ] = None,
 ) -> None:
     """Distil many steps into few, as a LoRA; an interrupted run goes on where it stopped."""
     with clear_errors():
@@ -111,7 +115,8 @@ def distill(
 
             where = device or ("cuda" if torch.cuda.is_available() else "cpu")
             start = lora_path().parent if from_shipped else None
-            out = run(folder, hours, log, torch.device(where), teacher, seed, start)
+            at = torch.device(where)
+            out = run(folder, hours, log, at, teacher, seed, start, others or [])
     console.print(f"Wrote {out}.", soft_wrap=True)
 
 

@@ -84,7 +84,7 @@ def test_the_file_loads_by_diffusers_and_by_a_recipe(made, tmp_path):
     with accelerate(pipe, {"schema": 1, "model": "any", "stack": stack}) as fast:
         fused = latents(pipe)
         (row,) = [row for row in fast.summary().rows if row.kind == "lora"]
-        assert row.counts["layers"] == 2 * 14 + 9 * 6 + 1
+        assert row.counts["layers"] == 2 * 14 + 9 * 6 + 1 + 9
     assert torch.equal(latents(pipe), plain)
     pipe.load_lora_weights(file)
     loaded = latents(pipe)
@@ -123,6 +123,49 @@ def test_a_run_goes_on_from_a_lora_of_its_teacher_and_from_no_other(made, tmp_pa
     with pytest.raises(DistillError, match=r"LoRA of the teacher .* --from-shipped"):
         run(tmp_path / "other", 0.0005, lambda _: None, CPU, other, start=start)
     assert not [*(tmp_path / "other").iterdir()]
+
+
+def test_a_run_learns_from_the_trajectories_of_others(made, tmp_path, monkeypatch):
+    shorten(monkeypatch)
+    monkeypatch.setattr(distill, "ODDS", {"fine": 1.0, "coarse": 0.0, "lifted": 0.0})
+    other, seen = made[0].parent, set()
+    take_step = distill.Distillation.take_step
+
+    def note(training, paths, *rest):
+        seen.update(paths.captions)
+        return take_step(training, paths, *rest)
+
+    monkeypatch.setattr(distill.Distillation, "take_step", note)
+    out = run(tmp_path / "on", 0.002, lambda _: None, CPU, seed=32, others=[other])
+    drawn = {
+        folder: set(trajectories.read_shards([folder])["fine"].captions)
+        for folder in (out.parent, other)
+    }
+    assert seen <= drawn[out.parent] | drawn[other]
+    assert seen & (drawn[other] - drawn[out.parent])
+    facts = json.loads((out / "provenance.json").read_text())
+    assert facts["others"] == [31]
+    assert f"--seed 32 --others {other.name}" in facts["command"]
+    n_shards = [len(trajectories.shards_of(folder)) for folder in drawn]
+    assert facts["trajectories"] == sum(n_shards)  # of one each
+    with pytest.raises(DistillError, match=r"the teacher, the seed, .* --folder"):
+        run(out.parent, 0.002, lambda _: None, CPU, seed=32)
+
+
+def test_other_trajectories_are_of_the_same_teacher_and_paths(made, tmp_path, monkeypatch):
+    shorten(monkeypatch)
+    other = made[0].parent
+    with pytest.raises(DistillError, match=r"empty, which is none.* --others"):
+        run(tmp_path / "new", 0.001, lambda _: None, CPU, others=[tmp_path / "empty"])
+    with pytest.raises(DistillError, match=r"of the teacher and the paths .* --others"):
+        run(
+            tmp_path / "new", 0.001, lambda _: None, CPU,
+            assemble_untrained(tmp_path), others=[other],
+        )  # fmt: skip
+    monkeypatch.setattr(trajectories, "COARSE_BORDERS", (1.0, 0.8))
+    with pytest.raises(DistillError, match=r"0\.8.* --others"):
+        run(tmp_path / "new", 0.001, lambda _: None, CPU, others=[other])
+    assert not [*(tmp_path / "new").iterdir()]
 
 
 def test_without_peft_nothing_is_drawn(tmp_path, monkeypatch):

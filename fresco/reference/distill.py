@@ -220,6 +220,7 @@ def train_lora(
     log: Log,
     on_checkpoint: Callable[[Distillation], None] = lambda _: None,
     start: Path | None = None,
+    others: Sequence[Path] = (),
 ) -> Distillation:
     """Train until the time budget is spent, going on from the folder's checkpoint.
 
@@ -231,12 +232,13 @@ def train_lora(
         log: Called with figures every 20 steps, and at the end.
         on_checkpoint: Called after every checkpoint.
         start: A LoRA's file to begin with, unless there is a checkpoint; default: a new LoRA.
+        others: More folders with shards.
 
     Returns:
         The finished training.
     """
     training = Distillation(folder, budget_s, pipe.transformer, start)
-    data, device = read_shards(folder), pipe.device
+    data, device = read_shards([folder, *others]), pipe.device
     losses: dict[str, list[float]] = defaultdict(list)
     saved_s = training.elapsed_s
     while training.progress < 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from fresco.reference import load, parallel, trajectories
 from fresco.reference.distill import FILE, RANK, Distillation, train_lora
 from fresco.reference.log import Log, write_log
 from fresco.reference.provenance import provenance
-from fresco.reference.trajectories import write_shards
+from fresco.reference.trajectories import shards_of, write_shards
 from fresco.weights import weights_digest
 
 TEACHER_SHARE = 0.2  # of the time budget
@@ -37,6 +38,7 @@ def distill(
     teacher: Path | None = None,
     seed: int = SEED,
     start: Path | None = None,
+    others: Sequence[Path] = (),
 ) -> Path:
     """Draw the teacher's trajectories, train a LoRA on them, and write it with its provenance.
 
@@ -51,13 +53,14 @@ def distill(
         teacher: A FluxPipeline directory; default: the one that ships.
         seed: Series of captions and noise.
         start: Directory of the LoRA to go on from; default: a new LoRA.
+        others: Folders of other runs, whose trajectories are learnt from too.
 
     Returns:
         The LoRA's directory.
 
     Raises:
-        DistillError: If peft is not installed, the folder's run began otherwise, or `start` is a
-            LoRA of another teacher.
+        DistillError: If peft is not installed, the folder's run began otherwise, or `start` or one
+            of `others` is of another teacher, or of other paths.
         OutputError: If the folder cannot be written to.
         WeightsError: If there is no teacher.
     """
@@ -76,10 +79,12 @@ def distill(
     pipe = load(teacher).to(device)
     weights = weights_digest(pipe)[:16]
     asked_of = {"weights": weights, "series": seed}
-    facts: dict[str, Any] = {"method": METHOD, "seed": seed, "teacher": asked_of}
+    series = [_check_other(other, weights) for other in others]
+    facts: dict[str, Any] = {"method": METHOD, "seed": seed, "teacher": asked_of, "others": series}
     if start is not None:
         facts["start"] = _check_start(start, weights)
-    _check_folder(folder, asked_of | {"goes_on": start is not None, "paths": _borders()})
+    own = {"goes_on": start is not None, "paths": _borders(), "others": series}
+    _check_folder(folder, asked_of | own)
     parallel.wait()
     numbers = itertools.count(parallel.rank(), parallel.world())
     budget_s = hours * 3600
@@ -89,14 +94,15 @@ def distill(
 
     def write_out(training: Distillation) -> None:
         training.write_lora(out)
-        figures = _figures(folder, training) | {"trajectories_s": round(drawn_s, 1)}
-        command = _command(hours, seed, teacher, goes_on=start is not None)
+        n_shards = sum(len(shards_of(each)) for each in (folder, *others))
+        figures = _figures(folder, training, n_shards) | {"trajectories_s": round(drawn_s, 1)}
+        command = _command(hours, seed, teacher, others, goes_on=start is not None)
         made = provenance(command, **facts, **figures)
         (out / "provenance.json").write_text(json.dumps(made, indent=2) + "\n")
 
     training_s = (1 - TEACHER_SHARE) * budget_s
     file = None if start is None else start / FILE
-    train_lora(pipe, folder, training_s, seed, log_both, write_out, file)
+    train_lora(pipe, folder, training_s, seed, log_both, write_out, file, others)
     parallel.stop()
     return out
 
@@ -117,6 +123,20 @@ def _check_folder(folder: Path, now: dict[str, Any]) -> None:
         )
 
 
+def _check_other(folder: Path, weights: str) -> int:
+    """The series of another run's trajectories; refuse those that are not of the same paths."""
+    path, now = folder / "teacher.json", {"weights": weights, "paths": _borders()}
+    made: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if {key: made.get(key) for key in now} != now or not shards_of(folder):
+        raise DistillError(
+            "distill(others)",
+            f"a folder of a distillation of the teacher and the paths {now}",
+            f"{folder}, of {made}" if made else f"{folder}, which is none",
+            "Leave it out of --others.",
+        )
+    return int(made["series"])
+
+
 def _check_start(start: Path, weights: str) -> dict[str, Any]:
     """The provenance of a LoRA to go on from; refuse one of another teacher."""
     made: dict[str, Any] = json.loads((start / "provenance.json").read_text())
@@ -130,13 +150,16 @@ def _check_start(start: Path, weights: str) -> dict[str, Any]:
     return made
 
 
-def _command(hours: float, seed: int, teacher: Path | None, goes_on: bool) -> str:
+def _command(
+    hours: float, seed: int, teacher: Path | None, others: Sequence[Path], goes_on: bool
+) -> str:
     """What was run, for the provenance."""
     words = ["fresco reference distill", f"--hours {hours:g}", f"--seed {seed}"]
     if teacher is not None:
         words.append(f"--teacher {teacher.name}")
     if goes_on:
         words.append("--from-shipped")
+    words += [f"--others {folder.name}" for folder in others]
     if parallel.world() > 1:
         words[0] = f"torchrun --nproc-per-node {parallel.world()} --no-python {words[0]}"
     return " ".join(words)
@@ -151,13 +174,12 @@ def _borders() -> dict[str, list[float]]:
     }
 
 
-def _figures(folder: Path, training: Distillation) -> dict[str, Any]:
+def _figures(folder: Path, training: Distillation, n_shards: int) -> dict[str, Any]:
     """What the training has done by now, from its state and the run's log."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     losses: dict[str, float] = {}
     for line in lines:
         losses |= {name: round(loss, 5) for name, loss in line.items() if name.startswith("loss")}
-    n_shards = len([*folder.glob("trajectories_*.pt")])
     return {
         "rank": RANK,
         "borders": _borders(),

@@ -132,9 +132,14 @@ def write_shards(
     return spent_s
 
 
-def read_shards(folder: Path) -> dict[str, Paths]:
-    """All paths of a folder, by set."""
-    files = sorted(folder.glob("trajectories_*.pt"))
+def shards_of(folder: Path) -> list[Path]:
+    """Files of a folder's trajectories."""
+    return sorted(folder.glob("trajectories_*.pt"))
+
+
+def read_shards(folders: Iterable[Path]) -> dict[str, Paths]:
+    """All paths of some folders, by set."""
+    files = [path for folder in folders for path in shards_of(folder)]
     shards = [torch.load(path, weights_only=True)["sets"] for path in files]
     return {name: _join([Paths(**shard[name]) for shard in shards]) for name in shards[0]}
 
