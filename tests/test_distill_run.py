@@ -168,6 +168,14 @@ def test_other_trajectories_are_of_the_same_teacher_and_paths(made, tmp_path, mo
     assert not [*(tmp_path / "new").iterdir()]
 
 
+def test_trajectories_are_learnt_from_once(made, tmp_path, monkeypatch):
+    shorten(monkeypatch)
+    other = made[0].parent
+    for seed, others in ((31, [other]), (32, [other, other])):
+        with pytest.raises(DistillError, match=r"other seeds, each once.* --seed"):
+            run(tmp_path / "new", 0.001, lambda _: None, CPU, seed=seed, others=others)
+
+
 def test_without_peft_nothing_is_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(DistillError, match=r"fresco\[lora\]"):

@@ -79,7 +79,7 @@ def distill(
     pipe = load(teacher).to(device)
     weights = weights_digest(pipe)[:16]
     asked_of = {"weights": weights, "series": seed}
-    series = [_check_other(other, weights) for other in others]
+    series = _check_others(others, seed, weights)
     facts: dict[str, Any] = {"method": METHOD, "seed": seed, "teacher": asked_of, "others": series}
     if start is not None:
         facts["start"] = _check_start(start, weights)
@@ -123,18 +123,29 @@ def _check_folder(folder: Path, now: dict[str, Any]) -> None:
         )
 
 
-def _check_other(folder: Path, weights: str) -> int:
-    """The series of another run's trajectories; refuse those that are not of the same paths."""
-    path, now = folder / "teacher.json", {"weights": weights, "paths": _borders()}
-    made: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    if {key: made.get(key) for key in now} != now or not shards_of(folder):
-        raise DistillError(
-            "distill(others)",
-            f"a folder of a distillation of the teacher and the paths {now}",
-            f"{folder}, of {made}" if made else f"{folder}, which is none",
-            "Leave it out of --others.",
-        )
-    return int(made["series"])
+def _check_others(folders: Sequence[Path], seed: int, weights: str) -> list[int]:
+    """Series of other runs' trajectories; refuse those of other paths, or that are here already."""
+    now = {"weights": weights, "paths": _borders()}
+    series: list[int] = []
+    for folder in folders:
+        path = folder / "teacher.json"
+        made: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        if {key: made.get(key) for key in now} != now or not shards_of(folder):
+            raise DistillError(
+                "distill(others)",
+                f"a folder of a distillation of the teacher and the paths {now}",
+                f"{folder}, of {made}" if made else f"{folder}, which is none",
+                "Leave it out of --others.",
+            )
+        if made["series"] in (seed, *series):
+            raise DistillError(
+                "distill(others)",
+                "trajectories of other seeds, each once",
+                f"{folder}, of seed {made['series']}, beside {[seed, *series]}",
+                "Leave it out of --others, or name another --seed.",
+            )
+        series.append(made["series"])
+    return series
 
 
 def _check_start(start: Path, weights: str) -> dict[str, Any]:
