@@ -128,21 +128,20 @@ def test_a_run_goes_on_from_a_lora_of_its_teacher_and_from_no_other(made, tmp_pa
 def test_a_run_learns_from_the_trajectories_of_others(made, tmp_path, monkeypatch):
     shorten(monkeypatch)
     monkeypatch.setattr(distill, "ODDS", {"fine": 1.0, "coarse": 0.0, "lifted": 0.0})
-    other, seen = made[0].parent, set()
-    take_step = distill.Distillation.take_step
+    other, drawn_from, draw = made[0].parent, set(), distill._draw_paths
 
-    def note(training, paths, *rest):
-        seen.update(paths.captions)
-        return take_step(training, paths, *rest)
+    def note(data, *rest):
+        drawn_from.update(data.captions)
+        return draw(data, *rest)
 
-    monkeypatch.setattr(distill.Distillation, "take_step", note)
+    monkeypatch.setattr(distill, "_draw_paths", note)
     out = run(tmp_path / "on", 0.002, lambda _: None, CPU, seed=32, others=[other])
     drawn = {
         folder: set(trajectories.read_shards([folder])["fine"].captions)
         for folder in (out.parent, other)
     }
-    assert seen <= drawn[out.parent] | drawn[other]
-    assert seen & (drawn[other] - drawn[out.parent])
+    assert drawn_from == drawn[out.parent] | drawn[other]
+    assert drawn[other] - drawn[out.parent]
     facts = json.loads((out / "provenance.json").read_text())
     assert facts["others"] == [31]
     assert f"--seed 32 --others {other.name}" in facts["command"]

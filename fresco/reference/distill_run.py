@@ -59,8 +59,9 @@ def distill(
         The LoRA's directory.
 
     Raises:
-        DistillError: If peft is not installed, the folder's run began otherwise, or `start` or one
-            of `others` is of another teacher, or of other paths.
+        DistillError: If peft is not installed, the folder's run began otherwise, `start` is of
+            another teacher, or one of `others` is of another teacher or of other paths, has no
+            trajectories, or those of a seed that is there already.
         OutputError: If the folder cannot be written to.
         WeightsError: If there is no teacher.
     """
@@ -133,7 +134,7 @@ def _check_others(folders: Sequence[Path], seed: int, weights: str) -> list[int]
         if {key: made.get(key) for key in now} != now or not shards_of(folder):
             raise DistillError(
                 "distill(others)",
-                f"a folder of a distillation of the teacher and the paths {now}",
+                f"a folder with trajectories of the teacher and the paths {now}",
                 f"{folder}, of {made}" if made else f"{folder}, which is none",
                 "Leave it out of --others.",
             )
