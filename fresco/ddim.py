@@ -141,7 +141,7 @@ def following(scheduler: Any, plan: Plan | None, step: Step | None, eta: float) 
             "Leave eta out, or use a recipe without stages.",
         )
     own = scheduler.num_inference_steps, scheduler.final_alpha_cumprod
-    (timestep,) = plan.levels.timesteps((step.lift.end_sigma if step.lift else step.next_sigma,))
+    (timestep,) = plan.levels.timesteps((step.end_sigma,))
     scheduler.num_inference_steps = 1
     if timestep >= 0:
         scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[timestep]

@@ -17,7 +17,6 @@ from diffusers import DiffusionPipeline
 from fresco.calls import Call, Listeners
 from fresco.ddim import following
 from fresco.errors import AttachError, FrescoWarning
-from fresco.noise import working_dtype
 from fresco.ports import AbstractModelAdapter
 from fresco.recipe import Recipe
 from fresco.report import Report
@@ -30,6 +29,7 @@ from fresco.run_checks import (
     refuse_thread,
 )
 from fresco.schedule import Step, keeps_schedule
+from fresco.solver import read_flow, solver_velocity, write_velocity
 from fresco.start import Start
 from fresco.swap import can_merge, enter_tokens, leave_tokens, lift_carrier, share_calls
 from fresco.timing import now_s
@@ -255,31 +255,29 @@ class Middleware:
     def _step(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """End a step: the scheduler's own, then the lift if its stage ends."""
+        """End a step: the scheduler's own, by its stage's order, then the lift if that ends."""
         current = self._current()
-        asked = inspect.signature(original).bind(*args, **kwargs).arguments if current else {}
-        plan, at = (current[0].plan, current[1]) if current else (None, None)
-        with following(self.scheduler, plan, at, asked.get("eta", 0.0)):
-            result = original(*args, **kwargs)
         if current is None:
-            return result
+            return original(*args, **kwargs)
         run, step = current
-        if step.lift or (run.plan and run.plan.promotes):
-            velocity = asked["model_output"]
-            if self.adapter.inverts_sigmas:
-                velocity = -velocity
-            x, v = (
-                self.adapter.unpack(t.to(working_dtype(t)), run.fine)
-                for t in (asked["sample"], velocity)
-            )
-            x, v = self.adapter.target(step.sigma).to_flow(x, v)
-            run.clean.append(x - step.sigma * v)
-            if step.lift:
-                lifted = lift_carrier(run, step, x, v)
-                lifted = self.adapter.target(step.next_sigma).from_flow(lifted)
-                lifted = self.adapter.pack(lifted).to(velocity.dtype)
-                is_tuple = isinstance(result, tuple)
-                result = (lifted, *result[1:]) if is_tuple else type(result)(lifted)
+        bound = inspect.signature(original).bind(*args, **kwargs)
+        asked = bound.arguments
+        looks_back = run.plan is not None and run.plan.looks_back
+        if step.lift or looks_back:
+            x, predicted = read_flow(self.adapter, run, step, asked)
+            v = solver_velocity(run, step, x, predicted)
+            run.clean.append(x - step.sigma * predicted)
+            if v is not predicted:
+                own = asked["model_output"]
+                asked["model_output"] = write_velocity(self.adapter, step, x, v, own)
+        with following(self.scheduler, run.plan, step, asked.get("eta", 0.0)):
+            result = original(*bound.args, **bound.kwargs)
+        if step.lift:
+            lifted = lift_carrier(run, step, x, v)
+            lifted = self.adapter.target(step.next_sigma).from_flow(lifted)
+            lifted = self.adapter.pack(lifted).to(asked["model_output"].dtype)
+            is_tuple = isinstance(result, tuple)
+            result = (lifted, *result[1:]) if is_tuple else type(result)(lifted)
         run.end_step(step, now_s(run.noise.eps))
         return result
 

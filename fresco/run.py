@@ -59,7 +59,7 @@ class Run:
         n_text_tokens: Of the last call.
         n_given_tokens: Of it, those of pictures that are given, at full resolution.
         records: Of the steps taken.
-        clean: Clean estimates of the last steps, [b, c, h, w]; kept if the plan promotes.
+        clean: Clean estimates of the last steps, [b, c, h, w]; kept if the plan looks back.
         mixed: Layouts of the images in a mixed step.
         is_nested: Whether a call of a part of the batch is going on.
         calls: Groups of its step, by the calls they go in.

@@ -32,6 +32,7 @@ class Step:
         units: Positions that the transformer is told.
         is_injected: Whether anchors stand for their cells, instead of averages.
         n_seen_again: Tokens that coarse queries of each side attend to once more (`phase`).
+        order: Of the solver.
     """
 
     stage: int
@@ -44,6 +45,12 @@ class Step:
     units: PositionUnits = "native"
     is_injected: bool = False
     n_seen_again: tuple[int, ...] = ()
+    order: int = 1
+
+    @property
+    def end_sigma(self) -> float:
+        """Where the solver's step leads to, before any lift."""
+        return self.lift.end_sigma if self.lift else self.next_sigma
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,11 @@ class Plan:
     def promotes(self) -> bool:
         """Whether a step has a mixed layout."""
         return any(step.promotion for step in self.steps)
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether a step needs clean estimates of earlier ones."""
+        return self.promotes or any(step.order > 1 for step in self.steps)
 
     def with_layouts(self, index: int, layouts: Sequence[TokenLayout]) -> Plan:
         """Return the plan with the tokens that the images of one mixed step turned out to have."""
@@ -159,7 +171,7 @@ def make_plan(recipe: Recipe, request: PlanRequest) -> Plan:
             "Raise num_inference_steps.",
         )
     if keeps_schedule(recipe, request.n_steps):
-        return _kept_plan(request)
+        return _kept_plan(request, recipe.stages[0].order if recipe.stages else 1)
     taken = _taken(recipe, request)
     whole = layout = TokenLayout.whole(request.rows, request.columns, 1)
     steps: list[Step] = []
@@ -204,12 +216,13 @@ def _stretch_steps(
             units=stage.units,
             is_injected=stage.restrict == "injection",
             n_seen_again=expected[k].n_seen_again,
+            order=stage.order,
         )
         for k, (sigma, next_sigma) in enumerate(pairwise((*sigmas, entry)))
     ]
 
 
-def _kept_plan(request: PlanRequest) -> Plan:
+def _kept_plan(request: PlanRequest, order: int) -> Plan:
     """Plan of the scheduler's own sigmas on the full grid."""
     n_tokens = request.rows * request.columns * request.frames
     sigmas: Sequence[float] | None = request.sigmas
@@ -217,7 +230,9 @@ def _kept_plan(request: PlanRequest) -> Plan:
         sigmas = request.plain()
     elif sigmas is None:
         sigmas = (*request.spaced(request.nearest(1.0), 0.0, request.n_steps, n_tokens), 0.0)
-    steps = tuple(Step(0, now, following, 1, n_tokens) for now, following in pairwise(sigmas))
+    steps = tuple(
+        Step(0, now, following, 1, n_tokens, order=order) for now, following in pairwise(sigmas)
+    )
     return Plan(
         steps,
         request.rows,

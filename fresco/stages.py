@@ -21,7 +21,7 @@ from fresco.score import SCORES, First
 
 Sigma = float  # noise level in [0, 1], 1 = pure noise
 Bounds = tuple[Sigma, Sigma]  # start and end of a stage
-_NUMBERS = (int, float, int | None, float | None, Literal[1])
+_NUMBERS = (int, float, int | None, float | None, Literal[1], Literal[1, 2])
 
 
 class Config(BaseModel):
@@ -115,6 +115,7 @@ class StageConfig(Config):
     )
     restrict: Literal["average", "injection"] = "average"
     up: UpMode | None = Field(None, description="of the clean estimate when the stage ends")
+    order: Literal[1, 2] = Field(1, description="of the solver; 2 looks at the step before too")
 
     @field_validator("cell", mode="before")
     @classmethod
@@ -183,6 +184,7 @@ def stage_problems(stages: Sequence[StageConfig], may_grow: bool) -> Iterable[st
         if stage.up and not (following and following.form in {"clean", "fresh"}):
             yield f"up needs a next stage that lifts with form clean or fresh @ {path}.up"
         yield from _sigma_problems(stage, start, end, path)
+        yield from _order_problems(stage, start, end, path)
         yield from _mixed_problems(stage, before, path)
         yield from _promotion_problems(stage, _promoted_before(stages[:i]), path)
 
@@ -203,6 +205,15 @@ def _sigma_problems(stage: StageConfig, start: Sigma, end: Sigma, path: str) -> 
     falls = all(a > b for a, b in zip(stage.sigmas, (*stage.sigmas[1:], end), strict=True))
     if stage.sigmas[0] != start or not falls:
         yield f"sigmas must fall from {start:g} and stay above {end:g} @ {path}.sigmas"
+
+
+def _order_problems(stage: StageConfig, start: Sigma, end: Sigma, path: str) -> Iterable[str]:
+    """Say where a stage has no step of the order that it asks for."""
+    needed = 2 + (start == 1) + (end == 0)
+    if stage.order == 2 and stage.steps < needed:
+        first = "the first step of a stage, the one after pure noise and the last to sigma 0"
+        problem = f"order 2 needs {needed} steps here or more, got {stage.steps}"
+        yield f"{problem}: {first} are of order 1 @ {path}.order"
 
 
 def _mixed_problems(stage: StageConfig, before: StageConfig | None, path: str) -> Iterable[str]:

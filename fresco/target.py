@@ -83,3 +83,18 @@ class Target:
     def from_flow(self, latents: Tensor) -> Tensor:
         """Say latents of a flow at `sigma` as those of this model."""
         return latents if self.prediction == "flow" else self.scale * latents
+
+    def from_velocity(self, latents: Tensor, velocity: Tensor) -> Tensor:
+        """Say a velocity of a flow as this model's prediction; undoes `to_flow`.
+
+        Args:
+            latents: Of a flow at this `sigma`, any float type and shape.
+            velocity: For them, the same shape.
+        """
+        if self.prediction == "flow":
+            return velocity
+        clean = latents - self.sigma * velocity
+        noise = clean + velocity
+        if self.prediction == "epsilon":
+            return noise
+        return self.signal * noise - self.noise * clean

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
@@ -22,6 +24,7 @@ from tests.slow import slow_interpolate, slow_positions, slow_prolong, slow_rest
 
 SIZES = [(64, 64), (72, 40)]
 RISING = [0, 0.1, 0.2, 0.3, 0.5, 0.5]
+SECOND = varied(promote={"score": "edges", "budget": RISING}, order=2)
 CHANGE = varied(promote={"score": "temporal_variance", "budget": RISING})
 
 
@@ -35,13 +38,21 @@ def lifted(lift, x, v, eps, layout):
     return beta * end + (lift.to_sigma - beta * lift.end_sigma) * eps
 
 
+def half_step(plan, k):
+    """How far half of a step goes, over the whole step before it."""
+    end = plan.steps[k].lift.end_sigma if plan.steps[k].lift else plan.steps[k].next_sigma
+    a, b, c = (math.log(1 / s - 1) for s in (plan.steps[k - 1].sigma, plan.steps[k].sigma, end))
+    return (c - b) / (b - a) / 2
+
+
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize(
-    "name", ["edges", "change", "threshold", "split", "injection", "coarse units"]
+    "name", ["edges", "change", "threshold", "split", "injection", "coarse units", "second order"]
 )
 def test_a_mixed_run_is_the_algorithm_written_out(tiny_flux_pipe, name, size):
     pipe, layouts = tiny_flux_pipe, []
-    with fresco.accelerate(pipe, {**RUNS, "change": CHANGE}[name]) as accelerated:
+    raw = {**RUNS, "change": CHANGE, "second order": SECOND}[name]
+    with fresco.accelerate(pipe, raw) as accelerated:
         hook = pipe.transformer.register_forward_pre_hook(
             lambda *_: layouts.append(accelerated._middleware.last.mixed)
         )
@@ -76,6 +87,8 @@ def test_a_mixed_run_is_the_algorithm_written_out(tiny_flux_pipe, name, size):
             )[0].unflatten(2, (4, 2, 2))
         v = (slow_interpolate if is_injected else slow_prolong)(predicted, field, 1.0, layout)
         clean.append(x - step.sigma * v)
+        if name == "second order" and k and plan.steps[k - 1].promotion and step.promotion:
+            v = (x - clean[-1] - half_step(plan, k) * (clean[-1] - clean[-2])) / step.sigma
         if step.lift:
             x = lifted(step.lift, x, v, field.eps, layout)
         else:

@@ -178,6 +178,24 @@ def problems(**content):
             "sigmas must fall from 1 and stay above 0 @ $.stages[0].sigmas",
         ),
         (
+            [{"cell": 1, "steps": 3, "order": 2}],
+            "order 2 needs 4 steps here or more, got 3: the first step of a stage, the one after "
+            "pure noise and the last to sigma 0 are of order 1 @ $.stages[0].order",
+        ),
+        (
+            [
+                {"cell": 2, "steps": 1, "until_sigma": 0.4},
+                {"cell": 1, "steps": 2, "order": 2},
+            ],
+            "order 2 needs 3 steps here or more, got 2: the first step of a stage, the one after "
+            "pure noise and the last to sigma 0 are of order 1 @ $.stages[1].order",
+        ),
+        ([{"cell": 1, "steps": 4, "order": 3}], "Input should be 1 or 2 @ $.stages[0].order"),
+        (
+            [{"cell": 1, "steps": 4, "order": True}],
+            "must be a number, got True @ $.stages[0].order",
+        ),
+        (
             [{"cell": 3, "steps": 2}],
             "cell 3 is not supported; supported: 4, 2, 1, mixed @ $.stages[0].cell",
         ),

@@ -36,7 +36,7 @@ from fresco.reference.headline_rows import (
 )
 from fresco.reference.measured import Measured
 from fresco.reference.provenance import provenance
-from fresco.reference.rows import BASELINE, plain
+from fresco.reference.rows import BASELINE, plain, second_order
 from fresco.reference.studies import CAPTION_SEED, DTYPES, Advance, StudyError
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 N_SCREENED = 16  # captions that caches are chosen by
 AS_FAST = 0.9  # of a recipe's speedup
+LEAST_OF_ORDER_2 = 4  # full steps that have one of second order among them
 N_SHOWN = 4  # pictures of a row in the PNG
 
 
@@ -195,6 +196,8 @@ def _ways(suite: _Suite, missing: str) -> Iterator[Way | dict[str, Any]]:
         speedup = suite.speedup(way)
         steps = max(1, int(BASELINE.steps / speedup + 0.5))
         yield replace(plain(steps), name=f"{steps} steps (for {name})")
+        if steps >= LEAST_OF_ORDER_2:
+            yield replace(second_order(steps), name=f"{steps} steps, order 2 (for {name})")
         yield suite.best_cache(name, speedup)
     for steps in DISTILLED_STEPS:
         if suite.lora is None:

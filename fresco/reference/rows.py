@@ -168,6 +168,18 @@ def plain(steps: int) -> Way:
     return Way(f"{steps} steps", None, steps)
 
 
+def second_order(steps: int) -> Way:
+    """So many full steps at the pipeline's own noise levels, by a solver of second order.
+
+    Example:
+        >>> second_order(5).name
+        '5 steps, order 2'
+    """
+    recipe = recipe_of([{"cell": 1, "steps": steps, "order": 2}])
+    baseline = recipe["baseline"] | {"steps": steps}
+    return Way(f"{steps} steps, order 2", recipe | {"baseline": baseline}, steps)
+
+
 def shifted(steps: int) -> Way:
     """So many full steps, with noise levels as a flow scheduler of shift 5 has them.
 
