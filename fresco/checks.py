@@ -104,7 +104,8 @@ def check_scheduler(scheduler: Any, adapter: AbstractModelAdapter) -> None:
             _WHERE,
             wanted,
             f"{name}, which {reason}",
-            f"Exchange it ({_exchange(adapter)}), or use a recipe without stages.",
+            f"Exchange it ({_exchange(adapter)}; stages may say order: 2), "
+            "or use a recipe without stages.",
         )
     if name != wanted or scheduler.config.get("stochastic_sampling"):
         drawn = " with stochastic_sampling=True" if name == wanted else ""
