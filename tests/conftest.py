@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import types
 
@@ -21,6 +22,12 @@ PROFILE = {
 settings.register_profile("dev", max_examples=30, **PROFILE)
 settings.register_profile("ci", max_examples=300, derandomize=True, **PROFILE)
 settings.load_profile("dev")
+
+
+def pytest_collection_finish():
+    """Spare the collector what is imported by now: it looked at it again and again."""
+    gc.freeze()
+
 
 WORDS = ("<pad>", "</s>", "<unk>", "a", "red", "blue", "circle", "square", "small", "large")
 
