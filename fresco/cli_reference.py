@@ -55,6 +55,8 @@ def train(
         with console.status("Loading"):
             import torch
 
+            from fresco.errors import RunError
+            from fresco.place import find_device
             from fresco.reference import PIPELINE
             from fresco.reference.run import train_reference
 
@@ -71,7 +73,8 @@ def train(
 
             where = device or ("cuda" if torch.cuda.is_available() else "cpu")
             start = PIPELINE if from_shipped else None
-            out = train_reference(folder, hours, log, torch.device(where), start, seed)
+            at = find_device("fresco reference train", where, RunError)
+            out = train_reference(folder, hours, log, at, start, seed)
     console.print(f"Wrote {out}.", soft_wrap=True)
 
 
@@ -101,7 +104,9 @@ def distill(
         with console.status("Loading"):
             import torch
 
+            from fresco.place import find_device
             from fresco.reference import lora_path
+            from fresco.reference.distill_run import DistillError
             from fresco.reference.distill_run import distill as run
 
         with progress_bar() as bar:
@@ -115,7 +120,7 @@ def distill(
 
             where = device or ("cuda" if torch.cuda.is_available() else "cpu")
             start = lora_path().parent if from_shipped else None
-            at = torch.device(where)
+            at = find_device("fresco reference distill", where, DistillError)
             out = run(folder, hours, log, at, teacher, seed, start, others or [])
     console.print(f"Wrote {out}.", soft_wrap=True)
 

@@ -18,6 +18,7 @@ import torch
 
 from fresco.latency_bench import Bench, LatencyError
 from fresco.output import make_place
+from fresco.place import find_device
 from fresco.recipe import Recipe, known_recipes, load_recipe
 from fresco.reference.provenance import provenance
 from fresco.sketch import ModelConfig, load_model_config
@@ -117,10 +118,10 @@ def _check(asked: Latency) -> dict[str, ModelConfig]:
     if asked.runs < 1 or (asked.steps is not None and asked.steps < 1):
         got = f"{asked.runs} and {asked.steps}"
         raise LatencyError(where, "at least 1 run and 1 step", got, "Raise --runs or --steps.")
-    is_cuda = torch.device(asked.device).type == "cuda"
-    if is_cuda and not torch.cuda.is_available():
+    if asked.device.startswith("cuda") and not torch.cuda.is_available():
         fix = "Run it on a machine with one, or pass --device cpu and a tiny --config."
         raise LatencyError(where, "a GPU", "none", fix)
+    find_device(where, asked.device, LatencyError)
     make_place(where, asked.json, "--json")
     configs = {}
     for model in asked.models:

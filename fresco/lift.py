@@ -35,6 +35,11 @@ class Lift:
     to_sigma: float
     up: UpMode = "bilinear"
 
+    @property
+    def ends_stage(self) -> bool:
+        """Whether it first steps to the stage's end; the others start from the last call."""
+        return self.form in {"latent", "spectral"}
+
 
 def expanded_sigma(sigma: float, side_ratio: float) -> float:
     """Sigma at which cells `side_ratio` times smaller see the same signal-to-noise ratio.
@@ -89,7 +94,7 @@ def lift_latents(
     x, v, to = latents, velocity, lift.to_sigma
     if lift.form == "trajectory":
         return x + (to - lift.sigma) * v
-    if lift.form in {"latent", "spectral"}:
+    if lift.ends_stage:
         end = x + (lift.end_sigma - lift.sigma) * v
         beta = (1 - to) / (1 - lift.end_sigma)
         return beta * end + (to - beta * lift.end_sigma) * field.eps

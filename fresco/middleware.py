@@ -273,7 +273,7 @@ class Middleware:
         with following(self.scheduler, run.plan, step, asked.get("eta", 0.0)):
             result = original(*bound.args, **bound.kwargs)
         if step.lift:
-            lifted = lift_carrier(run, step, x, v)
+            lifted = lift_carrier(run, step, x, v if step.lift.ends_stage else predicted)
             lifted = self.adapter.target(step.next_sigma).from_flow(lifted)
             lifted = self.adapter.pack(lifted).to(asked["model_output"].dtype)
             is_tuple = isinstance(result, tuple)

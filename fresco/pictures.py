@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fresco.api import accelerate
 from fresco.errors import FrescoError
+from fresco.place import find_device
 from fresco.reference.provenance import versions
 from fresco.timing import LoopTimer
 from fresco.weights import weights_digest
@@ -80,12 +81,7 @@ def load_pipe(model: str, dtype: str = "float32", device: str = "cpu") -> Any:
     if model != "reference" and not (Path(model) / "model_index.json").is_file():
         expected, fix = "`reference`, or a directory with a model_index.json", "Name one."
         raise PictureError(where, expected, f"nothing in {model!r}", fix)
-    try:
-        target = torch.device(device)
-        torch.empty(0, device=target)
-    except (RuntimeError, AssertionError) as error:
-        got = str(error).splitlines()[0]
-        raise PictureError(where, "a device that is here", got, "Use --device cpu.") from error
+    target = find_device(where, device, PictureError)
     if model == "reference":
         from fresco.reference import load
 

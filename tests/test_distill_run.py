@@ -182,6 +182,22 @@ def test_without_peft_nothing_is_drawn(tmp_path, monkeypatch):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("hours", [0, -1, float("nan"), float("inf")])
+def test_time_that_is_none_is_refused(tmp_path, hours):
+    with pytest.raises(DistillError, match="expected hours above 0"):
+        run(tmp_path / "run", hours, print, CPU)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "distill"])
+def test_a_device_that_is_not_here_is_refused(command, tmp_path):
+    asked = ["reference", command, "--device", "chip", "--folder", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, asked)
+    assert result.exit_code == 2
+    assert "expected a device that is here" in " ".join(result.stderr.split())
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_lora_that_does_not_ship_is_said(monkeypatch, tmp_path):
     monkeypatch.setattr(fresco.reference, "LORA", tmp_path)
     with pytest.raises(

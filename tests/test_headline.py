@@ -60,7 +60,7 @@ def asked(tmp_path):
 def lora_file(tmp_path):
     (tmp_path / "lora").mkdir()
     file = tmp_path / "lora" / "pytorch_lora_weights.safetensors"
-    file.write_bytes(b"a LoRA")
+    save_file({"transformer.proj_out.lora_A.weight": torch.zeros(1, 1)}, file)
     (tmp_path / "lora" / "provenance.json").write_text('{"steps": 7}')
     return file
 
@@ -182,7 +182,7 @@ def test_a_lora_steps_where_its_windows_end(n, lora_file):
 def test_rows_with_a_lora_are_kept_by_its_content(asked, sampled, lora_file):
     run_headline(with_(asked, lora=lora_file))
     first = dict(sampled)
-    lora_file.write_bytes(b"another LoRA")
+    save_file({"transformer.proj_out.lora_A.weight": torch.ones(1, 1)}, lora_file)
     run_headline(with_(asked, lora=lora_file))
     own = {"reference_22x", *(f"distilled, {n} steps" for n in (8, 4, 2, 1))}
     assert {name for name in first if first[name] != sampled[name]} == own
@@ -199,6 +199,20 @@ def test_the_lora_that_is_asked_for_is_in_the_recipes(lora_file):
     )["stages"]  # fmt: skip
     assert headline_rows.recipe_way("reference_22x", None) is None
     assert headline_rows.recipe_way("reference_10x", None).steps == 50
+
+
+@pytest.mark.parametrize(
+    ("content", "got"),
+    [(b"a LoRA", "which cannot be read"), ({"proj_out.weight": torch.ones(1)}, "which holds none")],
+    ids=["no tensors", "no LoRA"],
+)
+def test_a_file_that_holds_no_lora_is_refused(lora_file, content, got):
+    if isinstance(content, bytes):
+        lora_file.write_bytes(content)
+    else:
+        save_file(content, lora_file)
+    with pytest.raises(WeightsError, match=f"expected a LoRA's file, got '.*', {got}"):
+        headline_rows.find_lora(lora_file)
 
 
 def test_cache_rows_are_valid_recipes_that_reuse_more_the_faster_they_should_be():

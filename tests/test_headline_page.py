@@ -1,6 +1,18 @@
 """README's headline table has the figures of the JSON."""
 
+import json
+
+import pytest
+
+from fresco.reference.headline_rows import RECIPES, find_lora, recipe_way
 from tests import write_headline
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_table_is_of_the_recipes_that_ship(name):
+    rows = {row["name"]: row for row in json.loads(write_headline.FIGURES.read_text())["rows"]}
+    lora, _ = find_lora(None)
+    assert rows[name]["recipe"] == recipe_way(name, lora).recipe, "run the command in README"
 
 
 def test_the_table_is_that_of_the_json():

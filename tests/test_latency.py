@@ -191,6 +191,7 @@ def test_bad_requests_are_refused_before_weights_are_made(flux, tmp_path, monkey
         ({"runs": 0}, LatencyError, "at least 1 run"),
         ({"steps": 0}, LatencyError, "at least 1 run and 1 step, got 1 and 0"),
         ({"device": "cuda"}, LatencyError, "expected a GPU, got none"),
+        ({"device": "chip"}, LatencyError, "expected a device that is here, got .*chip"),
         ({"models": ("flux9",)}, SketchError, "flux9"),
         ({"models": (str(nameless),)}, LatencyError, "pipeline.class_name"),
         ({"json": tmp_path}, OutputError, "--json"),

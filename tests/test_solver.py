@@ -9,7 +9,10 @@ import pytest
 import torch
 
 import fresco
-from fresco.schedule import Plan, Step
+from fresco.recipe import load_recipe
+from fresco.reference.rows import second_order
+from fresco.request import PlanRequest
+from fresco.schedule import Plan, Step, make_plan
 from fresco.solver import read_flow, solver_velocity, write_velocity
 from fresco.target import Target
 from tests.conftest import draw_latents
@@ -103,6 +106,10 @@ def test_what_the_scheduler_is_given_reads_as_the_velocity_that_was_written(name
             x, v = read_flow(accelerated._middleware.adapter, run, run.step, asked)
             back = write_velocity(accelerated._middleware.adapter, run.step, x, v, args[0])
             seen.append((back, args[0]))
+            half = write_velocity(
+                accelerated._middleware.adapter, run.step, x, v, args[0].bfloat16()
+            )
+            assert half.dtype == torch.bfloat16
             return wrapped(*args, **kwargs)
 
         pipe.scheduler.step = look
@@ -144,6 +151,36 @@ def test_the_clean_estimates_of_another_stage_are_not_looked_at(tiny_flux_pipe):
             tiny_flux_pipe.scheduler.step = step
     is_same = [one.equal(two) for one, two in zip(given[1], given[2], strict=True)]
     assert is_same == [True, True, True, True, False, False]
+
+
+@pytest.mark.parametrize("form", ["trajectory", "clean", "fresh", "latent", "spectral"])
+def test_lifts_from_the_last_call_take_the_model_s_own_estimate(tiny_flux_pipe, form):
+    """The others step to the stage's end first, at its order; its third step is of order 2."""
+    lift = {"form": form, "to_sigma": 0.7}
+    given = []
+    for order in (1, 2):
+        first = {"cell": 2, "steps": 3, "until_sigma": 0.5, "order": order}
+        stages = [first, {"cell": 1, "steps": 1, "lift": lift}]
+        raw = {**SECOND, "baseline": {"steps": 4}, "stages": stages}
+        with fresco.accelerate(tiny_flux_pipe, raw):
+            step = tiny_flux_pipe.scheduler.step
+
+            def look(*args, step=step, **kwargs):
+                given.append(step(*args, **kwargs)[0])
+                return (given[-1],)
+
+            tiny_flux_pipe.scheduler.step = look
+            draw_latents(tiny_flux_pipe, num_inference_steps=4)
+            tiny_flux_pipe.scheduler.step = step
+    assert len(given) == 8
+    assert given[2].equal(given[6]) == (form in {"trajectory", "clean", "fresh"})
+
+
+def test_full_steps_of_second_order_keep_the_schedule():
+    way = second_order(5)
+    plan = make_plan(load_recipe(way.recipe), PlanRequest(5, 8, 8, shift=lambda _: 1.0))
+    assert plan.keeps_schedule
+    assert {step.order for step in plan.steps} == {2}
 
 
 def test_a_run_of_first_order_is_not_touched(tiny_flux_pipe):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,15 +60,18 @@ def distill(
         The LoRA's directory.
 
     Raises:
-        DistillError: If peft is not installed, the folder's run began otherwise, `start` is of
-            another teacher, or one of `others` is of another teacher or of other paths, has no
-            trajectories, or those of a seed that is there already.
+        DistillError: If peft is not installed, there are no hours, the folder's run began
+            otherwise, `start` is of another teacher, or one of `others` is of another teacher or
+            of other paths, has no trajectories, or those of a seed that is there already.
         OutputError: If the folder cannot be written to.
         WeightsError: If there is no teacher.
     """
     if importlib.util.find_spec("peft") is None:
         fix = "Install it: pip install 'fresco[lora]'."
         raise DistillError("distill(folder)", "the package peft", "none", fix)
+    if not (math.isfinite(hours) and hours > 0):
+        fix = "Say how long it may take."
+        raise DistillError("distill(hours)", "hours above 0", hours, fix)
     make_directory("distill(folder)", folder, "--folder")
     device = parallel.start(device)
     write = write_log(folder)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from fresco.recipe import load_recipe
 from fresco.reference import WeightsError, lora_path
 from fresco.reference.bench import Way
@@ -53,7 +55,7 @@ def find_lora(asked: Path | None) -> tuple[Lora | None, str]:
         The LoRA, or None and why there is none.
 
     Raises:
-        WeightsError: If the file that is asked for is not there.
+        WeightsError: If the file that is asked for is not there, or holds no LoRA.
     """
     if asked is None:
         try:
@@ -61,9 +63,20 @@ def find_lora(asked: Path | None) -> tuple[Lora | None, str]:
         except WeightsError as error:
             return None, str(error)
     if not asked.is_file():
-        fix = "Name the file that `fresco reference distill` wrote."
-        raise WeightsError("find_lora(asked)", "a LoRA's file", f"nothing at {str(asked)!r}", fix)
+        raise _no_lora(f"nothing at {str(asked)!r}")
+    try:
+        with safe_open(asked, "pt") as file:
+            names = list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise _no_lora(f"{str(asked)!r}, which cannot be read: {error}") from error
+    if not any("lora_" in name for name in names):
+        raise _no_lora(f"{str(asked)!r}, which holds none")
     return Lora(str(asked), asked), ""
+
+
+def _no_lora(got: str) -> WeightsError:
+    fix = "Name the file that `fresco reference distill` wrote."
+    return WeightsError("find_lora(asked)", "a LoRA's file", got, fix)
 
 
 def recipe_way(name: str, lora: Lora | None) -> Way | None:
