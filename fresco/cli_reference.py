@@ -29,6 +29,14 @@ reference = typer.Typer(
     help="The reference model: training, judge, evaluation.", no_args_is_help=True
 )
 
+
+def _finite(hours: float) -> float:
+    """Refuse what is within every range, or is none."""
+    if not math.isfinite(hours):
+        raise typer.BadParameter(f"expected a number of hours, got {hours}")
+    return hours
+
+
 Json = Annotated[Path | None, typer.Option(help="File to write everything to.")]
 
 
@@ -38,7 +46,7 @@ def train(
         "runs/reference"
     ),
     hours: Annotated[
-        float, typer.Option(min=0.001, help="Training time of the transformer.")
+        float, typer.Option(min=0.001, callback=_finite, help="Training time of the transformer.")
     ] = 3.0,
     device: Annotated[
         str | None, typer.Option(help="Where to train; default: a GPU if there is one.")
@@ -84,7 +92,10 @@ def distill(
         "runs/distill"
     ),
     hours: Annotated[
-        float, typer.Option(min=0.0001, help="Time in all: the teacher's pictures, training.")
+        float,
+        typer.Option(
+            min=0.0001, callback=_finite, help="Time in all: the teacher's pictures, training."
+        ),
     ] = 0.6,
     device: Annotated[
         str | None, typer.Option(help="Where to train; default: a GPU if there is one.")

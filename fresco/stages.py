@@ -207,9 +207,19 @@ def _sigma_problems(stage: StageConfig, start: Sigma, end: Sigma, path: str) -> 
         yield f"sigmas must fall from {start:g} and stay above {end:g} @ {path}.sigmas"
 
 
+def least_of_order_2(start: Sigma, end: Sigma) -> int:
+    """Count the steps that a stage needs for one of second order: three kinds are of first.
+
+    Example:
+        >>> least_of_order_2(1.0, 0.0), least_of_order_2(0.99, 0.15)
+        (4, 2)
+    """
+    return 2 + (start == 1) + (end == 0)
+
+
 def _order_problems(stage: StageConfig, start: Sigma, end: Sigma, path: str) -> Iterable[str]:
     """Say where a stage has no step of the order that it asks for."""
-    needed = 2 + (start == 1) + (end == 0)
+    needed = least_of_order_2(start, end)
     if stage.order == 2 and stage.steps < needed:
         first = "the first step of a stage, the one after pure noise and the last to sigma 0"
         problem = f"order 2 needs {needed} steps here or more, got {stage.steps}"

@@ -189,6 +189,16 @@ def test_time_that_is_none_is_refused(tmp_path, hours):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("hours", ["nan", "inf", "0"])
+@pytest.mark.parametrize("command", ["train", "distill"])
+def test_hours_that_never_end_are_refused_on_the_command_line(command, hours, tmp_path):
+    asked = ["reference", command, "--hours", hours, "--folder", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, asked)
+    assert result.exit_code == 2
+    assert "Invalid value for '--hours'" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("command", ["train", "distill"])
 def test_a_device_that_is_not_here_is_refused(command, tmp_path):
     asked = ["reference", command, "--device", "chip", "--folder", str(tmp_path / "run")]

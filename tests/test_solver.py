@@ -129,7 +129,7 @@ def test_a_prediction_comes_back_from_its_velocity(prediction):
 
 
 def test_the_clean_estimates_of_another_stage_are_not_looked_at(tiny_flux_pipe):
-    """Each of the two stages has one step of second order, by whatever came before it."""
+    """The second stage begins as it would by first order."""
     stages = [
         {"cell": 2, "steps": 3, "until_sigma": 0.5, "order": 2},
         {"cell": 1, "steps": 3, "lift": {"form": "latent", "to_sigma": 0.7}},

@@ -70,7 +70,7 @@ def distill(
         fix = "Install it: pip install 'fresco[lora]'."
         raise DistillError("distill(folder)", "the package peft", "none", fix)
     if not (math.isfinite(hours) and hours > 0):
-        fix = "Say how long it may take."
+        fix = "Say with --hours how long it may take."
         raise DistillError("distill(hours)", "hours above 0", hours, fix)
     make_directory("distill(folder)", folder, "--folder")
     device = parallel.start(device)

@@ -38,13 +38,13 @@ from fresco.reference.measured import Measured
 from fresco.reference.provenance import provenance
 from fresco.reference.rows import BASELINE, plain, second_order
 from fresco.reference.studies import CAPTION_SEED, DTYPES, Advance, StudyError
+from fresco.stages import least_of_order_2
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
 N_SCREENED = 16  # captions that caches are chosen by
 AS_FAST = 0.9  # of a recipe's speedup
-LEAST_OF_ORDER_2 = 4  # full steps that have one of second order among them
 N_SHOWN = 4  # pictures of a row in the PNG
 
 
@@ -197,7 +197,7 @@ def _ways(suite: _Suite, missing: str) -> Iterator[Way | dict[str, Any]]:
         as_fast = max(1, int(BASELINE.steps / speedup))
         for steps in (as_fast, as_fast + 1):
             yield replace(plain(steps), name=f"{steps} steps (for {name})")
-            if steps >= LEAST_OF_ORDER_2:
+            if steps >= least_of_order_2(1.0, 0.0):
                 yield replace(second_order(steps), name=f"{steps} steps, order 2 (for {name})")
         yield suite.best_cache(name, speedup)
     for steps in DISTILLED_STEPS:
