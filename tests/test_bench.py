@@ -130,7 +130,7 @@ def test_rows_are_compared_in_full_steps_beside_them(tiny_flux_pipe, tmp_path, m
 
     def clock(n_pictures):
         timed.append(n_pictures)
-        is_before = len(timed) % 2 == 0
+        is_before = len(timed) % 2 == 1
         return (1 if is_before else 3) * n_pictures * n[-1]  # slower after a batch than before it
 
     timed = []
@@ -140,7 +140,26 @@ def test_rows_are_compared_in_full_steps_beside_them(tiny_flux_pipe, tmp_path, m
     assert row.loop_s == (10.0, 10.0, 30.0, 30.0)
     assert row.step_s == (2.0, 2.0, 6.0, 6.0)
     assert (row.loop_in_steps, row.call_in_steps) == (5.0, 6.0)
-    assert timed == [2, 2, 2, 2, 2]  # the first warms up
+    assert timed == [2, 2, 2, 2]
+
+
+def test_the_first_batches_of_a_row_are_timed(tiny_flux_pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "TIMED_BATCHES", 2)
+    timed = []
+    monkeypatch.setattr(bench, "step_clock", lambda _: lambda n: timed.append(n) or 1.0)
+    few = measure(tiny_flux_pipe, PLAIN, PROMPTS[:2], HOW, tmp_path)
+    assert timed == [2, 2]  # before and after
+    row = measure(tiny_flux_pipe, PLAIN, PROMPTS, HOW, tmp_path)
+    assert timed == [2, 2, 2, 2]
+    assert len(row.images) == len(row.full_steps) == len(PROMPTS)
+    assert len(row.loop_s) == len(row.call_s) == len(row.step_s) == 4
+    assert row.loop_s[:2] == few.loop_s
+
+
+def test_a_row_whose_seconds_nobody_asks_for_is_not_timed(tiny_flux_pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "step_clock", lambda _: lambda _: 1 / 0)
+    row = measure(tiny_flux_pipe, PLAIN, PROMPTS[:2], HOW, tmp_path, timed=False)
+    assert row.loop_s == row.call_s == row.step_s == ()
 
 
 def test_the_asked_guidance_is_that_of_the_call(tiny_flux_pipe, monkeypatch):

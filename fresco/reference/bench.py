@@ -3,10 +3,10 @@
 All rows of a comparison have the same captions, noise, batch and data type. A batch is kept in a
 file of its own, so that comparisons of more captions or fewer share what they have in common.
 The file's name depends on everything that the caller chooses and on the weights, but not on
-fresco's code. Rows are compared by seconds in full steps taken beside them, so that a machine
-which slows down, or has other work for a while, slows both. Seconds are those of one process: of
-a row that an earlier one sampled the first batches are sampled again, which shows too whether
-they are still the same.
+fresco's code. Rows are compared by seconds in full steps taken beside a few of their batches, so
+that a machine which slows down, or has other work for a while, slows both. Seconds are those of
+one process: of a row that an earlier one sampled a few batches are sampled again, which shows too
+whether they are still the same.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
 WARM_UP_STEPS = 2
-TIMED_BATCHES = 3  # of a row that another process sampled
+TIMED_BATCHES = 6  # of a row
 SAME = 2.0  # mean difference of pictures, in 1/255, that other hardware may make
 
 
@@ -140,7 +140,7 @@ def measure(
         how: Seed, batch, guidance.
         folder: Where batches are kept, `<key>.pt` each; it is there.
         on_pictures: Called with the number of pictures done, at first and after every batch.
-        timed: Whether a row of an earlier process is to have seconds.
+        timed: Whether the row is to have seconds.
 
     Returns:
         The row.
@@ -151,27 +151,22 @@ def measure(
     """
     batches = _batches(way, prompts, how, weights_digest(pipe), folder)
     made = {batch: row for batch in batches if (row := load_row(batch.path))}
-    missing = [batch for batch in batches if batch not in made]
-    if timed and not missing and not any(row.loop_s for row in made.values()):
-        missing = batches[:TIMED_BATCHES]
+    untimed = [batch for batch in batches if batch not in made or not made[batch].loop_s]
+    n_timed = len(batches) - len(untimed)
+    to_time = untimed[: max(0, TIMED_BATCHES - n_timed)] if timed else []
+    to_sample = [batch for batch in batches if batch not in made or batch in to_time]
     on_pictures(_n_pictures(made))
-    if missing:
+    if to_sample:
         step_s = step_clock(pipe)
-        step_s(len(missing[0].prompts))  # warms up, as the first call below does
         with _accelerated(pipe, way.recipe) as handle:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FrescoWarning)  # so few steps hit no cache
                 _sample(pipe, batches[0].prompts, batches[0].how, _warm_up_steps(way))
-            for batch in missing:
-                n = len(batch.prompts)
-                before_s = step_s(n)  # a machine may slow down as the batch goes on
-                images, *seconds = _sample(pipe, batch.prompts, batch.how, way.steps)
-                mean_s = (before_s + step_s(n)) / 2
-                _check_same(images, made.get(batch), batch.path)
-                loop_s, call_s, one_s = ((each / n,) * n for each in (*seconds, mean_s))
-                flops = (_full_steps(handle, way),) * n
-                made[batch] = Measured(images, loop_s, flops, pipe.num_timesteps, call_s, one_s)
-                save_row(made[batch], batch.path)
+            for batch in to_sample:
+                row = _drawn(pipe, way, batch, handle, step_s if batch in to_time else None)
+                _check_same(row.images, made.get(batch), batch.path)
+                made[batch] = row
+                save_row(row, batch.path)
                 on_pictures(_n_pictures(made))
     return join_rows([made[batch] for batch in batches])
 
@@ -194,6 +189,25 @@ def _batches(
         own = replace(how, seed=how.seed + start)
         batches.append(_Batch(part, own, folder / f"{batch_key(way, part, own, weights)}.pt"))
     return batches
+
+
+def _drawn(
+    pipe: FluxPipeline,
+    way: Way,
+    batch: _Batch,
+    handle: Accelerated | None,
+    step_s: Callable[[int], float] | None,
+) -> Measured:
+    """Pictures of one call; their seconds too if there is a clock."""
+    n = len(batch.prompts)
+    before_s = 0.0 if step_s is None else step_s(n)  # a machine may slow down as the batch goes on
+    images, loop_s, call_s = _sample(pipe, batch.prompts, batch.how, way.steps)
+    row = Measured(images, (), (_full_steps(handle, way),) * n, pipe.num_timesteps, (), ())
+    if step_s is None:
+        return row
+    mean_s = (before_s + step_s(n)) / 2
+    loop, call, step = ((each / n,) * n for each in (loop_s, call_s, mean_s))
+    return replace(row, loop_s=loop, call_s=call, step_s=step)
 
 
 def _accelerated(

@@ -21,12 +21,12 @@ class Measured:
     Args:
         images: Uint8 [b, 3, h, w].
         loop_s: Seconds of the denoising loop, those of a batch divided by its pictures; of the
-            pictures that this process sampled.
+            pictures that this process timed.
         full_steps: FLOPs, in steps on the full grid.
         n_steps: Solver steps that were taken.
         call_s: Seconds of the whole call, text encoders and decoder included; of the same.
-        step_s: Seconds of one forward pass of the plain transformer, the mean of one before the
-            call and one after it; of the same.
+        step_s: Seconds of a forward pass of the plain transformer, the mean of a reading of the
+            clock before the call and one after it; of the same.
     """
 
     images: Tensor
