@@ -28,10 +28,11 @@ def test_a_name_stands_for_one_way_and_no_two_names_for_the_same():
 
 
 def test_every_row_is_a_valid_recipe():
-    recipes = [way.recipe for way in all_ways()[0].values() if way.recipe is not None]
-    assert len(recipes) > 25
-    for recipe in recipes:
-        assert load_recipe(recipe).baseline_steps == 50
+    ways = [way for way in all_ways()[0].values() if way.recipe is not None]
+    assert len(ways) > 25
+    for way in ways:
+        own = way.steps if "order 2" in way.name else 50  # at the noise levels of so many steps
+        assert load_recipe(way.recipe).baseline_steps == own
 
 
 def test_groups_vary_one_thing():
@@ -73,7 +74,8 @@ def test_one_and_two_coarse_levels_cost_the_same(transformer):
 def test_fresco_is_the_recipes_that_ship_and_rivals_those_that_name_a_paper():
     groups = rows.pareto_groups()
     rivals = {"bottleneck", "jit", "mrflow", "ralu", "spectral"}
-    assert set(groups) == {"fresco", "fewer steps", "fewer, shifted", *rivals}
+    fewer = {"fewer steps", "fewer, shifted", "fewer, order 2"}
+    assert set(groups) == {"fresco", *fewer, *rivals}
     assert [way.name for way in groups["ralu"].ways] == [f"ralu {x}x" for x in rows.SPEEDUPS]
     assert [way.steps for way in groups["ralu"].ways] == [150, 100, 60, 43, 30]  # 50 at 6x
     shipped = ("quality", "quality", "5x", "balanced", "fast")
@@ -97,6 +99,18 @@ def test_fewer_steps_are_rounded_half_up():
     assert [w.steps for w in rows.pareto_groups()["fewer steps"].ways] == [
         math.floor(50 / x + 0.5) for x in rows.SPEEDUPS
     ]
+
+
+def test_steps_of_second_order_are_as_many_at_the_same_noise_levels():
+    groups = rows.pareto_groups()
+    for fewer, second in zip(
+        groups["fewer steps"].ways, groups["fewer, order 2"].ways, strict=True
+    ):
+        request = PlanRequest(second.steps, 32, 32, lambda _: 1.0)
+        plan = make_plan(load_recipe(second.recipe), request)
+        even = [1 - i / fewer.steps for i in range(fewer.steps)]
+        assert [step.sigma for step in plan.steps] == pytest.approx(even)
+        assert {step.order for step in plan.steps[1:-1]} == {2}
 
 
 def test_shifted_steps_are_as_many_nearer_to_noise():
