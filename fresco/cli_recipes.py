@@ -80,9 +80,13 @@ def check(
     found: dict[str, list[str]] = {}
     for file in files:
         try:
-            load_recipe(file)
+            recipe = load_recipe(file)
             found[file] = []
             console.print(f"{file}: valid", markup=False, soft_wrap=True)
+            for record in recipe.stale:
+                told = f"its record of {record.date} on {record.model} is of other stages or stack"
+                fix = f"run `fresco validate {file}`"
+                console.print(f"{file}: {told}; {fix}", markup=False, soft_wrap=True)
         except RecipeError as error:
             found[file] = list(error.problems)
             console.print(str(error), markup=False, soft_wrap=True)
@@ -125,12 +129,13 @@ def _row_of(name: str) -> dict[str, Any]:
 def _row(name: str, recipe: Recipe) -> dict[str, Any]:
     """What the list says of one recipe."""
     bounds = recipe.expects.model_dump(exclude_none=True)
-    covered = dict.fromkeys(what for record in recipe.validated for what in record.covers)
+    fresh = [record for record in recipe.validated if record not in recipe.stale]
+    covered = dict.fromkeys(what for record in fresh for what in record.covers)
     return {
         "recipe": name,
         "model": recipe.model,
         "stages": ", ".join(f"{stage.cell} x {stage.steps}" for stage in recipe.stages) or "-",
         "stack": ", ".join(str(entry["kind"]) for entry in recipe.stack) or "-",
         "expects": ", ".join(f"{key} {value:g}" for key, value in bounds.items()) or "-",
-        "validated": ", ".join(covered) or "-",
+        "validated": ", ".join(covered) or ("stale" if recipe.stale else "-"),
     }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.resources
 import importlib.util
+import json
 from collections.abc import Collection, Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -96,6 +98,18 @@ class Recipe(Config):
     def techniques(self) -> tuple[TechniqueConfig, ...]:
         """Techniques of the stack, first attached first."""
         return in_order(parse_stack(self.stack)[0])
+
+    @property
+    def digest(self) -> str:
+        """Names what is validated: model, baseline, stages and stack, 16 hexadecimal digits."""
+        what = {"model", "baseline", "stages", "stack"}
+        content = self.model_dump(mode="json", exclude_unset=True, include=what)
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def stale(self) -> tuple[RecordConfig, ...]:
+        """Records of other stages or another stack than the recipe has now."""
+        return tuple(each for each in self.validated if each.recipe not in (None, self.digest))
 
     def bounds(self) -> tuple[Bounds, ...]:
         """Start and end sigma of every stage; the first starts at 1."""

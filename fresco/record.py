@@ -34,6 +34,7 @@ class RecordConfig(Config):
     date: datetime.date
     covers: tuple[Literal["mechanics", "FLOPs", "pictures"], ...] = Field(min_length=1)
     model: str = Field(min_length=1, description="that it ran on; FLOPs are of the recipe's own")
+    recipe: str | None = Field(default=None, description="digest of what ran, `Recipe.digest`")
     weights: str | None = Field(default=None, description="digest of the reference model's weights")
     versions: Mapping[str, str]
     hardware: str

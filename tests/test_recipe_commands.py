@@ -128,6 +128,31 @@ def test_list_says_what_is_expected_and_validated(tmp_path, monkeypatch):
     assert "mechanics, FLOPs" in run("recipes").output
 
 
+def test_records_of_other_stages_are_said_to_be_stale(tmp_path, monkeypatch):
+    file = tmp_path / "mine.yaml"
+    content = {"schema": 1, "model": "any", "stages": [{"cell": 1, "steps": 2}]}
+    record = {**RECORD, "recipe": load_recipe(content).digest}
+    file.write_text(json.dumps({**content, "expects": {"ssim": 0.5}, "validated": [record]}))
+    assert load_recipe(file).stale == ()  # a bound changes no picture
+    assert run("recipes", "check", str(file)).output == f"{file}: valid\n"
+    monkeypatch.setattr("fresco.recipe.known_recipes", lambda: {"mine": file})
+    assert "mechanics, FLOPs" in run("recipes").output
+    for change in (
+        {"stages": [{"cell": 1, "steps": 3}]},
+        {"stack": [{"kind": "compile"}]},
+        {"baseline": {"steps": 9}},
+        {"model": "FluxTransformer2DModel"},
+    ):
+        file.write_text(json.dumps({**content, **change, "validated": [record]}))
+        assert [each.recipe for each in load_recipe(file).stale] == [record["recipe"]]
+        result = run("recipes", "check", str(file))
+        assert result.exit_code == 0
+        assert "its record of 2026-01-31 on reference is of other stages or stack" in result.output
+        listed = run("recipes").output
+        assert "stale" in listed
+        assert "mechanics" not in listed
+
+
 def test_a_recipe_that_does_not_load_here_leaves_the_list_whole(tmp_path, monkeypatch):
     mine, file = tmp_path / "mine.yaml", tmp_path / "list.json"
     mine.write_text("schema: 1\nmodel: any\nrequires: {torch: '>=999'}\n")

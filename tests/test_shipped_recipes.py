@@ -49,6 +49,15 @@ def test_bounds_of_recipes_for_the_reference_model_say_something_and_are_met(nam
         assert 1 < bounds.speedup < found  # time is won by FLOPs that are not spent
 
 
+@pytest.mark.parametrize("name", known_recipes())
+def test_records_that_ship_are_of_the_stages_that_ship(name):
+    recipe = load_recipe(name)
+    why = f"run `fresco validate {name}`"
+    assert [record.recipe for record in recipe.validated] == [recipe.digest] * len(
+        recipe.validated
+    ), why
+
+
 @pytest.mark.parametrize("name", ["flux1-dev_fast", "flux1-schnell_fast", "sd35_fast"])
 def test_flops_of_a_record_are_counted_again(name):
     (record,) = load_recipe(name).validated
