@@ -159,6 +159,7 @@ def test_pixart_alpha_s_sizes_go_with_the_images_of_mixed_layouts():
     }
     alpha = replace(family, pipeline="PixArtAlphaPipeline", config=config)
     pipe = alpha.make()
+    pipe.transformer.to(torch.float64)  # float32 rounds: these latents grow to 600
     with fresco.accelerate(pipe, RANDOM) as accelerated:
         generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
         together = alpha.draw(pipe, **repeated(alpha.asked()), generator=generators)
@@ -166,7 +167,7 @@ def test_pixart_alpha_s_sizes_go_with_the_images_of_mixed_layouts():
         assert len(run.groups(run.plan.steps[2])) == 2
         for i in range(2):
             alone = alpha.draw(pipe, seed=i)
-            torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-6, atol=1e-4)
+            torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-9)
     assert accelerated.cost().flops > 0
 
 
