@@ -101,10 +101,15 @@ class Recipe(Config):
 
     @property
     def digest(self) -> str:
-        """Names what is validated: model, baseline, stages and stack, 16 hexadecimal digits."""
-        what = {"model", "baseline", "stages", "stack"}
-        content = self.model_dump(mode="json", exclude_unset=True, include=what)
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        """Names model, baseline, stages and stack however they are written; not files' content."""
+        what = {"model", "baseline", "stages"}
+        content = self.model_dump(mode="json", exclude_defaults=True, include=what)
+        stack = [
+            {"kind": each.kind, **each.model_dump(mode="json", exclude_defaults=True)}
+            for each in self.techniques
+        ]
+        text = json.dumps({**content, "stack": stack}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def stale(self) -> tuple[RecordConfig, ...]:

@@ -15,6 +15,11 @@ def test_the_table_is_of_the_recipes_that_ship(name):
     assert rows[name]["recipe"] == recipe_way(name, lora).recipe, "run the command in README"
 
 
+def test_the_table_is_of_the_lora_that_ships():
+    lora, _ = find_lora(None)
+    assert json.loads(write_headline.FIGURES.read_text())["lora"]["sha256"] == lora.digest
+
+
 def test_the_table_is_that_of_the_json():
     text = write_headline.README.read_text(encoding="utf-8")
     why = "run `python -m tests.write_headline` and commit what it writes"

@@ -134,6 +134,12 @@ def test_records_of_other_stages_are_said_to_be_stale(tmp_path, monkeypatch):
     record = {**RECORD, "recipe": load_recipe(content).digest}
     file.write_text(json.dumps({**content, "expects": {"ssim": 0.5}, "validated": [record]}))
     assert load_recipe(file).stale == ()  # a bound changes no picture
+    in_full = {"stages": [{"cell": 1, "steps": 2.0, "until_sigma": 0, "order": 1}], "stack": []}
+    assert load_recipe({**content, **in_full}).digest == record["recipe"]
+    quantized, cached = {"kind": "quantize", "form": "int8_weight_only"}, {"kind": "cache"}
+    cached["method"] = "first_block"
+    orders = [[quantized, cached], [cached, quantized]]
+    assert len({load_recipe({**content, "stack": order}).digest for order in orders}) == 1
     assert run("recipes", "check", str(file)).output == f"{file}: valid\n"
     monkeypatch.setattr("fresco.recipe.known_recipes", lambda: {"mine": file})
     assert "mechanics, FLOPs" in run("recipes").output

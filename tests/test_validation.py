@@ -53,6 +53,7 @@ def test_without_weights_mechanics_and_flops_are_validated(recipe, pipe):
         assert recipe.read_text().startswith(RECIPE % 2)
         (record,) = load_recipe(recipe).validated
         assert record.covers == ("mechanics", "FLOPs")
+        assert record.recipe == load_recipe(recipe).digest
         assert record.versions["torch"] == torch.__version__
         expected = fresco.plan("reference", recipe).flops_speedup
         assert record.flops_speedup == pytest.approx(expected, rel=1e-3)
@@ -79,6 +80,7 @@ def test_paired_runs_are_measured_and_written(recipe, prompts, pipe, tmp_path):
     assert "the recipe's difference is beyond the noise" in result.output
     (record,) = load_recipe(recipe).validated
     assert record.covers == ("mechanics", "FLOPs", "pictures")
+    assert record.recipe == load_recipe(recipe).digest
     assert (record.prompts, record.seed, record.steps) == (2, 3, 4)
     low, high = record.speedup_interval
     assert low <= record.speedup <= high
