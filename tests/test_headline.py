@@ -36,7 +36,7 @@ SECONDS = {  # of the loops of the others; caches by method and, behind it, what
     "cache taylorseer 0": 1.05,
     "cache taylorseer 1": 1.2,
 }
-BLANK = {"cache taylorseer 0", "distilled, 1 steps"}  # rows whose pictures show nothing
+BLANK = ("cache taylorseer 0", "distilled, 1 steps")  # rows whose pictures show nothing
 
 
 def scene_and_caption(index):
@@ -77,7 +77,7 @@ def sampled(monkeypatch):
         folders[way.name] = folder
         loop_s = next((s for k, s in SECONDS.items() if way.name.startswith(k)), way.steps / 5)
         images = torch.stack(pictures[:n])
-        images = torch.full_like(images, 255) if way.name.split(" (")[0] in BLANK else images
+        images = torch.full_like(images, 255) if way.name.startswith(BLANK) else images
         call_s, step_s = loop_s + CALL_S, 0.2
         return Measured(
             images, (loop_s,) * n, (way.steps,) * n, way.steps, (call_s,) * n, (step_s,) * n
@@ -112,11 +112,11 @@ def test_all_rows_are_measured_against_full_steps(asked, sampled, lora_file, tmp
         "5 steps, order 2 (for reference_10x)",
         "6 steps (for reference_10x)",
         "6 steps, order 2 (for reference_10x)",
-        "cache seacache (for reference_10x)",
+        "cache seacache 12 (for reference_10x)",
         "reference_22x",
         "2 steps (for reference_22x)",
         "3 steps (for reference_22x)",
-        "cache seacache (for reference_22x, the fastest: none is as fast)",
+        "cache seacache 30 (for reference_22x, the fastest: none tried is as fast)",
         "distilled, 8 steps",
         "distilled, 4 steps",
         "distilled, 2 steps",
@@ -149,10 +149,19 @@ def test_a_cache_is_chosen_by_its_pictures_among_those_that_are_as_fast(
     """Not the fastest: that one shows nothing."""
     monkeypatch.setitem(SECONDS, "cache taylorseer 0", 0.5)
     names = [row["name"] for row in run_headline(asked)["rows"]]
-    assert "cache seacache (for reference_10x)" in names
+    assert "cache seacache 12 (for reference_10x)" in names
     monkeypatch.setitem(SECONDS, "cache seacache", 1.2)  # now slower than nine tenths
     names = [row["name"] for row in run_headline(asked)["rows"]]
-    assert "cache taylorseer 0 (for reference_10x)" in names
+    assert "cache taylorseer 0 12 (for reference_10x)" in names
+
+
+def test_a_cache_computes_ever_fewer_steps_until_it_is_as_fast(asked, sampled, monkeypatch):
+    by_setting = {"12": 1.5, "16": 1.1, "21": 1.0, "28": 0.8}  # seconds of the loop
+    seconds = {f"cache seacache {setting}": s for setting, s in by_setting.items()}
+    slow = {name: 2.0 for name in SECONDS if name.startswith("cache")}
+    monkeypatch.setitem(globals(), "SECONDS", {**seconds, **SECONDS, **slow})
+    names = [row["name"] for row in run_headline(asked)["rows"]]
+    assert "cache seacache 16 (for reference_10x)" in names
 
 
 def test_without_the_lora_its_rows_say_that_it_is_missing(asked, sampled, monkeypatch, tmp_path):
@@ -217,11 +226,15 @@ def test_a_file_that_holds_no_lora_is_refused(lora_file, content, got):
 
 def test_cache_rows_are_valid_recipes_that_reuse_more_the_faster_they_should_be():
     for speedup in (10, 22):
-        for way in headline_rows.cache_ways(speedup):
-            (entry,) = load_recipe(way.recipe).techniques
+        for ways in headline_rows.cache_ways(speedup).values():
+            entries = [load_recipe(way.recipe).techniques[0] for way in ways]
+            for name in ("interval", "max_skips", "threshold"):
+                values = [getattr(entry, name) for entry in entries]
+                assert values == sorted(values, key=lambda value: value or 0)
             for name in ("interval", "max_skips"):
-                value = getattr(entry, name)
-                assert value is None or value >= speedup
+                values = [value for entry in entries if (value := getattr(entry, name))]
+                assert all(value >= speedup for value in values)
+                assert len(set(values)) == len(values)
 
 
 def test_bad_requests_are_refused_before_anything_is_loaded(asked, monkeypatch, tmp_path):

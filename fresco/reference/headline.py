@@ -163,24 +163,30 @@ class _Suite:
         }
 
     def best_cache(self, name: str, speedup: float) -> Way | dict[str, Any]:
-        """The cache alone that is as fast as a recipe and has most attributes right, if any."""
+        """The cache alone that is as fast as a recipe and has most attributes right, if any.
+
+        Each method computes ever fewer steps until it is as fast, or has no setting left.
+        """
         some = self.captions[:N_SCREENED]
         tried: list[tuple[float, float, Way]] = []
         refused: list[str] = []
-        for way in cache_ways(speedup):
-            try:
-                sampled = self.sample(way, len(some))
-            except AttachError as error:  # of another diffusers, say; the others still count
-                refused.append(f"{way.name}: {error}")
-                continue
-            cut = replace(self.full, images=self.full.images[: len(some)])
-            counts = assess(sampled, cut, some).counts["attributes"]
-            tried.append((self.speedup(way, len(some)), counts[0].sum().item(), way))
+        cut = replace(self.full, images=self.full.images[: len(some)])
+        for ways in cache_ways(speedup).values():
+            for way in ways:
+                try:
+                    sampled = self.sample(way, len(some))
+                except AttachError as error:  # of another diffusers, say; the others still count
+                    refused.append(f"{way.name}: {error}")
+                    break
+                counts = assess(sampled, cut, some).counts["attributes"]
+                tried.append((self.speedup(way, len(some)), counts[0].sum().item(), way))
+                if tried[-1][0] >= AS_FAST * speedup:
+                    break
         if not tried:
             return {"name": f"cache (for {name})", "missing": " ".join(refused)}
         as_fast = [each for each in tried if each[0] >= AS_FAST * speedup]
         best = max(as_fast, key=lambda e: e[1]) if as_fast else max(tried, key=lambda e: e[0])
-        note = f"for {name}" if as_fast else f"for {name}, the fastest: none is as fast"
+        note = f"for {name}" if as_fast else f"for {name}, the fastest: none tried is as fast"
         return replace(best[2], name=f"{best[2].name} ({note})")
 
 

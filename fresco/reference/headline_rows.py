@@ -19,6 +19,8 @@ from fresco.reference.trajectories import BORDERS, LIFTED_BORDERS, SIZE_PX
 
 RECIPES = ("reference_10x", "reference_22x")
 DISTILLED_STEPS = (8, 4, 2, 1)
+STRETCHED = (1.2, 1.6, 2.1, 2.8)  # intervals of caches by speedup: a reused step is not free
+THRESHOLDS = (0.5, 2.0)  # of the first-block cache
 SHIPPED = "package:fresco.reference/weights/lora/pytorch_lora_weights.safetensors"
 
 
@@ -114,25 +116,34 @@ def _few_steps(n: int) -> dict[str, Any]:
     return {"cell": 1, "steps": len(borders) - 1, "sigmas": list(borders[:-1])}
 
 
-def cache_ways(speedup: float) -> list[Way]:
-    """Caches alone, set so that about one step in `speedup` is computed.
+def cache_ways(speedup: float) -> dict[str, list[Way]]:
+    """Caches alone, by method, from about one step in `speedup` computed to ever fewer.
 
     Example:
-        >>> [way.name for way in cache_ways(10)]
-        ['cache first_block', 'cache seacache', 'cache taylorseer 0', 'cache taylorseer 1']
+        >>> [way.name for way in cache_ways(10)["seacache"]]
+        ['cache seacache 12', 'cache seacache 16', 'cache seacache 21', 'cache seacache 28']
     """
-    every = max(2, round(1.2 * speedup))  # a reused step is not free
-    seer = {"method": "taylorseer", "interval": every, "warmup": 1, "lite": True}
-    entries: dict[str, dict[str, Any]] = {
-        "first_block": {"method": "first_block", "threshold": 0.5},
-        "seacache": {"method": "seacache", "threshold": 1e3, "max_skips": every - 1},
-        "taylorseer 0": seer | {"max_order": 0},
-        "taylorseer 1": seer | {"max_order": 1},
+    every = sorted({min(BASELINE.steps, round(more * speedup)) for more in STRETCHED})
+    seer = {"method": "taylorseer", "warmup": 1, "lite": True}
+    entries: dict[str, dict[str, dict[str, Any]]] = {
+        "first_block": {f"{t:g}": {"method": "first_block", "threshold": t} for t in THRESHOLDS},
+        "seacache": {
+            str(n): {"method": "seacache", "threshold": 1e3, "max_skips": n - 1} for n in every
+        },
+        **{
+            f"taylorseer {order}": {
+                str(n): seer | {"interval": n, "max_order": order} for n in every
+            }
+            for order in (0, 1)
+        },
     }
-    return [
-        Way(f"cache {name}", _recipe({"kind": "cache", **entry}), BASELINE.steps)
-        for name, entry in entries.items()
-    ]
+    return {
+        method: [
+            Way(f"cache {method} {setting}", _recipe({"kind": "cache", **entry}), BASELINE.steps)
+            for setting, entry in settings.items()
+        ]
+        for method, settings in entries.items()
+    }
 
 
 def _recipe(
