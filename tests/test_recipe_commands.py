@@ -140,6 +140,8 @@ def test_records_of_other_stages_are_said_to_be_stale(tmp_path, monkeypatch):
     cached["method"] = "first_block"
     orders = [[quantized, cached], [cached, quantized]]
     assert len({load_recipe({**content, "stack": order}).digest for order in orders}) == 1
+    by_default = [[{"kind": "compile"}], [{"kind": "cache_dit"}]]
+    assert len({load_recipe({**content, "stack": stack}).digest for stack in by_default}) == 2
     assert run("recipes", "check", str(file)).output == f"{file}: valid\n"
     monkeypatch.setattr("fresco.recipe.known_recipes", lambda: {"mine": file})
     assert "mechanics, FLOPs" in run("recipes").output
