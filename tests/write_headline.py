@@ -22,6 +22,7 @@ COLUMNS = (  # heading, key, form, unit
     ("scenes", "scene", ".1%", ""),
     ("scenes, difference", "scene_difference", "+.1%", ""),
     ("PSNR dB", "psnr_db", ".1f", ""),
+    ("SSIM", "ssim", ".3f", ""),
 )
 
 
