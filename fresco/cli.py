@@ -75,7 +75,7 @@ def _root(
 def demo(
     recipe: Annotated[
         str, typer.Option(help="Name of a recipe, or path of a YAML file.")
-    ] = "reference_5x",
+    ] = "reference_fast",
     prompt: Prompts = None,
     seed: Annotated[
         int, typer.Option(min=0, max=MAX_SEED, help="Of the first picture's noise.")

@@ -62,7 +62,7 @@ class DemoRequest:
     """
 
     prompts: tuple[str, ...] = PROMPTS
-    recipe: str = "reference_5x"
+    recipe: str = "reference_fast"
     seed: int = 0
     out: Path = Path("fresco-demo")
     steps: int = 50

@@ -23,8 +23,8 @@ FRESCO = {
     2: ("quality", 80),
     3: ("quality", 53),
     5: ("5x", 52),
-    7: ("balanced", 53),
-    10: ("fast", 70),
+    7: ("balanced", 60),
+    10: ("10x", 70),
 }
 ABLATED_STEPS = 2, 6, 1  # of the coarse, the mixed and the fine stage
 LIFTS = ("clean", "trajectory", "fresh")  # besides `latent`, that of the base
