@@ -84,7 +84,7 @@ def demo(
     steps: Annotated[int, typer.Option(min=1, help="Solver steps of the full row.")] = 50,
     json: Annotated[Path | None, typer.Option(help="File to write the report to, too.")] = None,
 ) -> None:
-    """Sample full, accelerated, and with fewer steps at the same cost, and compare."""
+    """Sample full, accelerated, and with as few steps as cost no less, and compare."""
     with clear_errors():
         check_json(json)
         from fresco.reference.captions import parse

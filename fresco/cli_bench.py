@@ -11,7 +11,15 @@ import typer
 from rich import box
 from rich.table import Table
 
-from fresco.cli_parts import clear_errors, console, named_tasks, progress_bar, with_interval
+from fresco.cli_parts import (
+    clear_errors,
+    console,
+    given_options,
+    named_tasks,
+    progress_bar,
+    with_interval,
+)
+from fresco.errors import FrescoError
 
 
 class Suite(StrEnum):
@@ -25,6 +33,7 @@ HEADLINE, GPU = "Suite headline", "Suite gpu"
 
 
 def bench(
+    context: typer.Context,
     suite: Annotated[Suite, typer.Option(help="headline: pictures; gpu: seconds only.")],
     json: Annotated[Path | None, typer.Option(help="Default: runs/bench/SUITE.json.")] = None,
     prompts: Annotated[
@@ -60,11 +69,26 @@ def bench(
     """Measure a whole table in one run: `headline` on the reference model, `gpu` on a GPU."""
     file = json or Path("runs/bench") / f"{suite}.json"
     with clear_errors():
+        _check_options(context, suite)
         if suite is Suite.headline:
             _headline(file, prompts, png, folder, batch, dtype, lora)
         else:
             _gpu(file, config, mode, device, runs, steps)
     console.print(f"Wrote {file}{f' and {png}' if png else ''}.", soft_wrap=True)
+
+
+def _check_options(context: typer.Context, suite: Suite) -> None:
+    """Refuse options of the other suite, which would change nothing."""
+    panel = GPU if suite is Suite.headline else HEADLINE
+    given = given_options(context)
+    others = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if getattr(parameter, "rich_help_panel", None) == panel and parameter.name in given
+    ]
+    if others:
+        where, fix = f"fresco bench --suite {suite}", "Leave them out; --help has them by suite."
+        raise FrescoError(where, "options of this suite", ", ".join(others), fix)
 
 
 def _headline(

@@ -40,6 +40,13 @@ def clear_errors() -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
+def given_options(context: typer.Context) -> set[str]:
+    """Names of the parameters that the command line gives, rather than a default."""
+    return {
+        name for name in context.params if "COMMANDLINE" in str(context.get_parameter_source(name))
+    }
+
+
 def progress_bar() -> Progress:
     """A bar with a description, the count and the time."""
     columns = (

@@ -8,7 +8,14 @@ from typing import Annotated
 
 import typer
 
-from fresco.cli_parts import MAX_SEED, clear_errors, console, named_tasks, progress_bar
+from fresco.cli_parts import (
+    MAX_SEED,
+    clear_errors,
+    console,
+    given_options,
+    named_tasks,
+    progress_bar,
+)
 
 Changes = Annotated[
     list[str] | None,
@@ -55,7 +62,8 @@ def run(
 
             if recipe.endswith(".png"):
                 where, fix = "fresco run PICTURE", "The picture says how it was made."
-                more = [f"--{name}" for name in _given(context)]
+                given = given_options(context) - {"recipe", "out"}
+                more = sorted("--set" if name == "change" else f"--{name}" for name in given)
                 if more:
                     raise FrescoError(where, "no option but --out", ", ".join(more), fix)
                 requests = [read_request(Path(recipe))]
@@ -98,13 +106,3 @@ def run(
 
                 seconds = make_picture(pipe, request, path, on_step)
                 bar.console.print(f"Wrote {path} ({seconds:.2f} s in the loop).", soft_wrap=True)
-
-
-def _given(context: typer.Context) -> list[str]:
-    """Options of the command line that say how a picture is made."""
-    given = {
-        name
-        for name in context.params.keys() - {"recipe", "out"}
-        if "COMMANDLINE" in str(context.get_parameter_source(name))
-    }
-    return sorted("set" if name == "change" else name for name in given)

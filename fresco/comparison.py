@@ -9,6 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from fresco.output import write_figure
+
 
 @dataclass(frozen=True)
 class Row:
@@ -20,6 +22,7 @@ class Row:
         images: Float [b, 3, h, w] in [0, 1], one per prompt.
         loop_s: Seconds of the denoising loop per picture.
         call_s: Seconds of the whole call per picture.
+        speedup: Over the first row; None: by seconds of the loop.
     """
 
     name: str
@@ -27,13 +30,14 @@ class Row:
     images: Tensor
     loop_s: float
     call_s: float
+    speedup: float | None = None
 
 
 def save_comparison(rows: Sequence[Row], prompts: Sequence[str], path: Path) -> None:
     """Write a sheet with a row per way of sampling, and a column per prompt.
 
     Args:
-        rows: At least one; the first is what speedups refer to.
+        rows: At least one; the first is what speedups by seconds refer to.
         prompts: Titles of the columns.
         path: PNG file to write.
     """
@@ -46,12 +50,12 @@ def save_comparison(rows: Sequence[Row], prompts: Sequence[str], path: Path) -> 
         for image, axis in zip(row.images, line, strict=True):
             axis.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
             axis.set(xticks=[], yticks=[])
-        speedup = rows[0].loop_s / row.loop_s
+        speedup = row.speedup or rows[0].loop_s / row.loop_s
         label = f"{row.name}\n{row.n_steps} steps\n{row.loop_s:.2f} s  ({speedup:.1f}x)"
         line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=11, labelpad=10)
     for prompt, axis in zip(prompts, axes[0], strict=True):
         axis.set_title(textwrap.fill(prompt, 34), fontsize=8)
-    figure.savefig(path)
+    write_figure(path, figure)
 
 
 def save_sheet(images: Tensor, titles: Sequence[str], path: Path, n_columns: int = 4) -> None:
@@ -73,4 +77,4 @@ def save_sheet(images: Tensor, titles: Sequence[str], path: Path, n_columns: int
     for image, title, axis in zip(images, titles, axes, strict=False):
         axis.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
         axis.set_title(textwrap.fill(title, 36), fontsize=7)
-    figure.savefig(path)
+    write_figure(path, figure)

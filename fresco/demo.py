@@ -1,4 +1,6 @@
-"""The demo: full sampling, accelerated sampling, and as many full steps as cost the same.
+"""The demo: full sampling, accelerated sampling, and the full steps that cost as much.
+
+Those are as many as take the accelerated row's FLOPs or, since steps are whole, up to one more.
 
 All three rows start from the same noise. Every picture is sampled by a call of its own; its
 seconds are those of the denoising loop, from the first transformer call to the end of the
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from fresco.api import accelerate
 from fresco.comparison import Row, save_comparison
-from fresco.output import make_directory
+from fresco.output import make_directory, write_text
 from fresco.quality import psnr_db, ssim
 from fresco.recipe import Recipe, load_recipe
 from fresco.reference import GUIDANCE_SCALE, MAX_TOKENS, load
@@ -44,6 +46,7 @@ PROMPTS = (
     "on a blue background",
 )  # of the held-out sixteenth of all captions
 WARM_UP_STEPS = 2
+ROUNDING = 1e-6  # of a step: what is whole but for it is no step more
 
 Advance = Callable[[str, int, int], None]  # name of the row, model steps done, of how many
 
@@ -102,7 +105,7 @@ def run_demo(
     sample = functools.partial(_sample, pipe, request, advance)
     full = sample("full", request.steps)
     accelerated, flops_speedup = _sample_accelerated(pipe, recipe, request, sample)
-    fewer = sample("fewer steps", max(1, round(request.steps / flops_speedup)))
+    fewer = sample("fewer steps", math.ceil(request.steps / flops_speedup - ROUNDING))
     rows = (full, accelerated, fewer)
     report = _compare(rows, asked) | {
         "flops_speedup": flops_speedup,
@@ -115,7 +118,7 @@ def run_demo(
         "versions": versions(),
     }
     save_comparison(rows, request.prompts, request.out / "comparison.png")
-    (request.out / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    write_text(request.out / "report.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
     return report
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from fresco.latency_bench import Bench, LatencyError
-from fresco.output import make_place
+from fresco.output import make_place, write_text
 from fresco.place import find_device
 from fresco.recipe import Recipe, known_recipes, load_recipe
 from fresco.reference.provenance import provenance
@@ -88,7 +88,7 @@ def run_latency(asked: Latency, advance: Advance = lambda *_: None) -> dict[str,
             on_runs = functools.partial(_report, advance, f"{name}, {mode}", asked.runs)
             modes[mode] = bench.measure(MODES[mode], on_runs)
             found[name]["overhead"] = bench.overhead
-            asked.json.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+            write_text(asked.json, json.dumps(report, indent=2, allow_nan=False) + "\n")
         del bench  # its weights are freed before the next model's are made
     return report
 

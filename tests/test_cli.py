@@ -234,3 +234,16 @@ def test_a_study_is_printed_with_its_intervals(command, tmp_path, monkeypatch):
     assert "75.0% [25.0%, 400.0%]" in result.output
     assert "-50.0% [-75.0%, +0.0%]" in result.output
     assert (tmp_path / "pareto.png").exists() == (command == "pareto")
+
+
+@pytest.mark.parametrize(
+    ("suite", "options", "named"),
+    [
+        ("gpu", ("--prompts", "8", "--lora", "a"), "--prompts, --lora"),
+        ("headline", ("--runs", "3", "--mode", "eager"), "--mode, --runs"),
+    ],
+)
+def test_bench_refuses_options_of_its_other_suite(suite, options, named):
+    result = run("bench", "--suite", suite, *options)
+    assert result.exit_code == 2
+    assert f"expected options of this suite, got {named}" in result.stderr

@@ -1,17 +1,20 @@
 import itertools
 import json
+import math
 
 import pytest
 import torch
 from PIL import Image
 
-from fresco.comparison import Row, save_comparison, save_sheet
+from fresco import demo, quality
+from fresco.comparison import Row
 from fresco.demo import PROMPTS, DemoRequest, run_demo
 from fresco.errors import RecipeError
 from fresco.output import OutputError
 from fresco.reference import load
 from fresco.reference.captions import CaptionError, parse
-from tests.reference_parts import assemble_untrained
+from fresco.reference.evaluate import judge_pictures
+from tests.reference_parts import assemble_untrained, scene_and_caption
 
 KEYS = {
     *("baseline_s", "accelerated_s", "speedup", "flops_speedup", "psnr_db", "ssim", "n_prompts"),
@@ -45,11 +48,11 @@ def test_report_has_every_promised_figure(result):
     assert report["speedup"] == report["baseline_s"] / report["accelerated_s"]
 
 
-def test_fewer_steps_are_those_that_cost_the_same(result):
+def test_fewer_steps_cost_as_much_and_less_than_one_more(result):
     _, report, _ = result
     assert report["flops_speedup"] > 1
     assert report["baseline_n_steps"] == 5
-    assert report["fewer_steps_n_steps"] == max(1, round(5 / report["flops_speedup"]))
+    assert report["fewer_steps_n_steps"] == math.ceil(5 / report["flops_speedup"])
 
 
 def test_progress_names_the_rows_and_ends_where_it_said(result):
@@ -104,10 +107,35 @@ def test_bad_input_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
             run_demo(request)
 
 
-def test_sheets_take_any_number_of_pictures(tmp_path):
-    images = torch.rand(5, 3, 8, 8)
-    save_sheet(images, ["a"] * 5, tmp_path / "sheet.png")
-    rows = [Row("full", 4, images[:1], 2.0, 3.0), Row("fewer", 2, images[:1], 1.0, 2.0)]
-    save_comparison(rows, ["a"], tmp_path / "one.png")
-    assert (tmp_path / "sheet.png").exists()
-    assert (tmp_path / "one.png").exists()
+def test_every_figure_is_of_its_own_row():
+    captions, pictures = zip(*(scene_and_caption(i) for i in range(3)), strict=True)
+    rendered = torch.stack(pictures).float() / 255
+    rows = (
+        Row("full", 50, rendered, 8.0, 9.0),
+        Row("accelerated", 9, rendered * 0.9, 2.0, 3.0),
+        Row("fewer steps", 4, torch.ones_like(rendered), 1.0, 1.5),
+    )
+    found = demo._compare(rows, [caption.asked for caption in captions])
+    assert (found["speedup"], found["call_speedup"], found["fewer_steps_speedup"]) == (4, 3, 8)
+    for key, row in (("", rows[1]), ("fewer_steps_", rows[2])):
+        psnr = quality.psnr_db(row.images, rendered).mean().item()
+        assert found[f"{key}psnr_db"] == pytest.approx(psnr)
+        assert found[f"{key}ssim"] == pytest.approx(
+            quality.ssim(row.images, rendered).mean().item()
+        )
+    for key, row in zip(("baseline", "accelerated", "fewer_steps"), rows, strict=True):
+        verdict = judge_pictures(row.images, [caption.asked for caption in captions])
+        assert found[f"judge_{key}"] == verdict["attributes"]
+        assert found[f"judge_{key}_scene"] == verdict["scene"]
+    assert found["judge_baseline_scene"] == 1
+    assert found["judge_fewer_steps_scene"] == 0
+
+
+def test_every_picture_has_the_noise_of_its_own_seed(pipe):
+    def pictures(seed):
+        request = DemoRequest(("a red ring",) * 2, seed=seed)
+        return demo._sample(pipe, request, lambda *_: None, "full", 2).images
+
+    first, second = pictures(3), pictures(4)
+    assert torch.equal(first[1], second[0])
+    assert not torch.equal(first[0], first[1])

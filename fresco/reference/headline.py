@@ -18,7 +18,7 @@ import torch
 
 from fresco.comparison import Row, save_comparison
 from fresco.errors import AttachError
-from fresco.output import OutputError, make_directory
+from fresco.output import OutputError, make_directory, make_place, write_text
 from fresco.reference import load
 from fresco.reference.bench import How, Way, measure
 from fresco.reference.captions import Caption
@@ -102,7 +102,7 @@ def run_headline(
     report = _head(asked, lora) | {"rows": rows}
     for way in _ways(suite, missing):
         rows.append(way if isinstance(way, dict) else suite.row(way))
-        asked.json.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+        write_text(asked.json, json.dumps(report, indent=2, allow_nan=False) + "\n")
     if asked.png is not None:
         prompts = [caption.text for caption in captions[:N_SHOWN]]
         save_comparison(suite.shown, prompts, asked.png)
@@ -151,7 +151,8 @@ class _Suite:
         if way.name.startswith("cache"):
             found["flops_speedup"] = None  # a plan does not know what a cache saves
         call_s, images = _median(sampled.call_s), sampled.images[:N_SHOWN].float() / 255
-        self.shown.append(Row(way.name, sampled.n_steps, images, assessed.loop_s, call_s))
+        seconds = (assessed.loop_s, call_s)
+        self.shown.append(Row(way.name, sampled.n_steps, images, *seconds, found["speedup"]))
         return {
             "name": way.name,
             "recipe": way.recipe,
@@ -224,12 +225,12 @@ def _check(asked: Headline) -> None:
     if asked.dtype not in DTYPES:
         raise StudyError(where, f"dtype of {', '.join(DTYPES)}", asked.dtype, "Correct --dtype.")
     make_directory(where, asked.folder, "--folder")
-    for file, option in ((asked.json, "--json"), (asked.png, "--png")):
-        if file is not None:
-            make_directory(where, file.parent, option)
-            if file.is_dir():
-                got = f"the directory {str(file)!r}"
-                raise OutputError(where, "a file to write to", got, f"Name a file with {option}.")
+    make_place(where, asked.json, "--json")
+    if asked.png is not None:
+        make_place(where, asked.png, "--png")
+        if asked.png.resolve() == asked.json.resolve():
+            got = f"{str(asked.json)!r} for both"
+            raise OutputError(where, "two files to write to", got, "Name another with --png.")
 
 
 def _head(asked: Headline, lora: Lora | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fresco.errors import FrescoError
-from fresco.output import OutputError, make_directory
+from fresco.output import OutputError, make_directory, write_text
 from fresco.recipe import load_recipe
 from fresco.reference import load
 from fresco.reference.bench import How, Way, measure
@@ -142,7 +142,7 @@ def run_study(
             rows[way.name], rows[BASELINE.name], real
         )
         report["differences"] = _differences(study, rows)
-        study.json.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+        write_text(study.json, json.dumps(report, indent=2, allow_nan=False) + "\n")
     return report
 
 

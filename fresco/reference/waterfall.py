@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fresco.errors import FrescoError, FrescoWarning
-from fresco.output import OutputError, make_directory
+from fresco.output import OutputError, make_directory, write_text
 from fresco.recipe import Recipe, load_recipe
 from fresco.reference import load
 from fresco.reference.bench import How, Way, measure
@@ -212,4 +212,4 @@ def _head(table: StackTable, how: How) -> dict[str, Any]:
 def _write(table: StackTable, report: Mapping[str, Any]) -> None:
     """Write the rows that there are."""
     if table.json is not None:
-        table.json.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+        write_text(table.json, json.dumps(report, indent=2, allow_nan=False) + "\n")
