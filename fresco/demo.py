@@ -105,7 +105,7 @@ def run_demo(
     sample = functools.partial(_sample, pipe, request, advance)
     full = sample("full", request.steps)
     accelerated, flops_speedup = _sample_accelerated(pipe, recipe, request, sample)
-    fewer = sample("fewer steps", math.ceil(request.steps / flops_speedup - ROUNDING))
+    fewer = sample("fewer steps", _as_costly(request.steps, flops_speedup))
     rows = (full, accelerated, fewer)
     report = _compare(rows, asked) | {
         "flops_speedup": flops_speedup,
@@ -120,6 +120,11 @@ def run_demo(
     save_comparison(rows, request.prompts, request.out / "comparison.png")
     write_text(request.out / "report.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
     return report
+
+
+def _as_costly(steps: int, flops_speedup: float) -> int:
+    """The fewest full steps that take no fewer FLOPs than the accelerated row."""
+    return math.ceil(steps / flops_speedup - ROUNDING)
 
 
 def _sample_accelerated(

@@ -55,6 +55,13 @@ def test_fewer_steps_cost_as_much_and_less_than_one_more(result):
     assert report["fewer_steps_n_steps"] == math.ceil(5 / report["flops_speedup"])
 
 
+@pytest.mark.parametrize(
+    ("flops_speedup", "n"), [(14.55, 4), (12.5, 4), (13.12, 4), (5.0 - 1e-9, 10), (1.0, 50)]
+)
+def test_full_steps_never_cost_less_than_what_they_are_compared_with(flops_speedup, n):
+    assert demo._as_costly(50, flops_speedup) == n
+
+
 def test_progress_names_the_rows_and_ends_where_it_said(result):
     _, report, progress = result
     names = ("full", "accelerated", "fewer steps")
