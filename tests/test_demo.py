@@ -1,3 +1,4 @@
+import inspect
 import itertools
 import json
 import math
@@ -6,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fresco import demo, quality
+from fresco import cli, demo, quality
 from fresco.comparison import Row
 from fresco.demo import PROMPTS, DemoRequest, run_demo
 from fresco.errors import RecipeError
@@ -15,6 +16,7 @@ from fresco.reference import load
 from fresco.reference.captions import CaptionError, parse
 from fresco.reference.evaluate import judge_pictures
 from tests.reference_parts import assemble_untrained, scene_and_caption
+from tests.write_headline import README
 
 KEYS = {
     *("baseline_s", "accelerated_s", "speedup", "flops_speedup", "psnr_db", "ssim", "n_prompts"),
@@ -98,6 +100,12 @@ def test_the_default_prompts_are_captions_with_everything_but_the_ground_said():
     for prompt in PROMPTS:
         for thing in parse(prompt).objects:
             assert None not in vars(thing).values()
+
+
+def test_the_recipe_is_the_one_that_readme_has_the_figures_of():
+    recipe = DemoRequest().recipe
+    assert inspect.signature(cli.demo).parameters["recipe"].default == recipe
+    assert f"4 prompts, recipe `{recipe}`" in README.read_text(encoding="utf-8")
 
 
 def test_bad_input_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
