@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -101,31 +101,47 @@ def _headline(
     asked = Headline(prompts, file, png, folder, How(batch=batch), dtype, lora)
     with progress_bar() as bar:
         report = run_headline(asked, named_tasks(bar))
-    columns = ("", "steps", "loop s", "loop", "call", "FLOPs", "asked", "scenes", "difference")
-    title = f"{prompts} held-out captions, {batch} picture(s) per call, {dtype}"
+    _print_headline(report["rows"], f"{prompts} held-out captions, {batch} per call, {dtype}")
+    for reason in dict.fromkeys(row["missing"] for row in report["rows"] if "missing" in row):
+        console.print(f"missing: {reason}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_headline(rows: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Speed and quality in a table each, since together they do not fit into 80 columns."""
+    speed = _headline_table(("steps", "loop s", "loop", "call", "FLOPs"), title)
     caption = "asked: share of the asked attributes shown; difference: of whole scenes"
-    table = Table(*columns, "PSNR dB", "SSIM", title=title, caption=caption, box=box.SIMPLE_HEAD)
-    for row in report["rows"]:
+    quality = _headline_table(("asked", "scenes", "difference", "PSNR dB", "SSIM"), None, caption)
+    for row in rows:
         if "missing" in row:
-            table.add_row(row["name"], "missing")
+            speed.add_row(row["name"], "missing")
             continue
         flops = row["flops_speedup"]
-        table.add_row(
+        speed.add_row(
             row["name"],
             str(row["steps"]),
             f"{row['loop_s']:.3f}",
             f"{row['speedup']:.2f}x",
             f"{row['call_speedup']:.2f}x",
             "" if flops is None else f"{flops:.2f}x",
+        )
+        quality.add_row(
+            row["name"],
             with_interval(row, "judge", ".1%"),
             with_interval(row, "scene", ".1%"),
             with_interval(row, "scene_difference", "+.1%"),
             with_interval(row, "psnr_db", ".1f"),
             with_interval(row, "ssim", ".3f"),
         )
-    console.print(table)
-    for reason in dict.fromkeys(row["missing"] for row in report["rows"] if "missing" in row):
-        console.print(f"missing: {reason}", markup=False, highlight=False, soft_wrap=True)
+    console.print(speed, quality)
+
+
+def _headline_table(columns: Sequence[str], title: str | None, caption: str | None = None) -> Table:
+    """A table whose names give way to its figures."""
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD)
+    table.add_column("", overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right", min_width=len("[-12.3%,"))  # ends of intervals
+    return table
 
 
 def _gpu(

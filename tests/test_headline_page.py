@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from fresco import cli_bench
 from fresco.reference.headline_rows import RECIPES, find_lora, recipe_way
 from tests import write_headline
 
@@ -31,3 +32,17 @@ def test_a_stale_table_is_noticed():
     changed = text.replace("| reference_10x | ", "| reference_10x | 9", 1)
     assert changed != text, "no row of reference_10x"
     assert write_headline.make_readme(changed) == write_headline.make_readme(text)
+
+
+def test_no_figure_that_the_command_prints_is_cut_in_80_columns(monkeypatch, capsys):
+    rows = json.loads(write_headline.FIGURES.read_text())["rows"]
+    rows.append({"name": "a recipe whose LoRA is not there", "missing": "why"})
+    monkeypatch.setattr("fresco.cli_parts.console.width", 80)
+    cli_bench._print_headline(rows, "256 held-out captions")
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert max(map(len, printed.splitlines())) <= 80
+    for row in rows[:-1]:
+        low, high = row["scene_difference_interval"]
+        for figure in (f"{row['call_speedup']:.2f}x", f"[{low:+.1%},", f"{high:+.1%}]"):
+            assert figure in printed
