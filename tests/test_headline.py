@@ -95,13 +95,15 @@ def test_all_rows_are_measured_against_full_steps(asked, sampled, lora_file, tmp
         "50 steps",
         "reference_10x",
         "4 steps (for reference_10x)",
-        "4 steps, order 2 (for reference_10x)",
+        "4 steps, shifted (for reference_10x)",
         "5 steps (for reference_10x)",
-        "5 steps, order 2 (for reference_10x)",
+        "5 steps, shifted (for reference_10x)",
         "cache seacache 12 (for reference_10x)",
         "reference_22x",
         "2 steps (for reference_22x)",
+        "2 steps, shifted (for reference_22x)",
         "3 steps (for reference_22x)",
+        "3 steps, shifted (for reference_22x)",
         "cache seacache 30 (for reference_22x, the fastest: none tried is as fast)",
         "distilled, 8 steps",
         "distilled, 4 steps",
@@ -109,6 +111,9 @@ def test_all_rows_are_measured_against_full_steps(asked, sampled, lora_file, tmp
         "distilled, 1 steps",
         "4 steps at its noise levels, no LoRA",
     ]
+    for n, order in ((4, {"order": 2}), (5, {"order": 2}), (2, {}), (3, {})):
+        (few,) = (row for name, row in rows.items() if name.startswith(f"{n} steps, shifted"))
+        assert few["recipe"]["stages"] == [{"cell": 1, "steps": n, "shift": 5, **order}]
     fast = rows["reference_10x"]
     assert fast["speedup"] == pytest.approx(FULL_S / 0.98)
     assert fast["call_speedup"] == pytest.approx((FULL_S + CALL_S) / (0.98 + CALL_S))

@@ -46,7 +46,7 @@ SIZE = ("--steps", "4", "--height", "64", "--width", "64")
 )
 def test_a_change_by_path_is_checked_as_the_file_is(change, read):
     if read is None:
-        with pytest.raises(RecipeError, match=r"2 sigmas for 3 steps @ \$.stages\[0\]"):
+        with pytest.raises(RecipeError, match=r"2 sigmas for 1 steps @ \$.stages\[0\]"):
             override(load_recipe("reference_5x"), [change])
     else:
         assert read(override(load_recipe("reference_5x"), [change]))

@@ -121,7 +121,7 @@ def test_list_says_what_is_expected_and_validated(tmp_path, monkeypatch):
         assert "flops_speedup 4.8" in result.output
     rows = {row["recipe"]: row for row in json.loads(file.read_text())}
     assert rows.keys() == known_recipes().keys()
-    assert rows["reference_5x"]["stages"] == "2 x 3, 1 x 9"
+    assert rows["reference_5x"]["stages"] == "2 x 1, 1 x 9"
     mine = tmp_path / "mine.yaml"
     mine.write_text(json.dumps({"schema": 1, "model": "any", "validated": [RECORD]}))
     monkeypatch.setattr("fresco.recipe.known_recipes", lambda: {"mine": mine})
