@@ -19,6 +19,7 @@ from fresco.cli_parts import (
     check_json,
     clear_errors,
     console,
+    figures_table,
     named_tasks,
     progress_bar,
     with_interval,
@@ -263,24 +264,31 @@ def _print_stack_table(report: Mapping[str, Any]) -> None:
 
 
 def _print_study(report: Mapping[str, Any]) -> None:
-    """A table per group; differences are to its first row, or to another group's in that place."""
-    columns = ("", "speedup", "FLOPs", "PSNR dB", "SSIM", "asked", "difference", "scenes", "fine")
+    """Two tables per group, since one does not fit into 80 columns.
+
+    Differences are to the group's first row, or to another group's in that place.
+    """
+    caption = "asked: share of the asked attributes shown; difference: of asked"
     for name, group in report["groups"].items():
         title = f"{name}: {group['question']}; {report['n_prompts']} captions"
-        table = Table(*columns, "Fréchet", title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+        closeness = figures_table(("speedup", "FLOPs", "PSNR dB", "SSIM", "fine"), title)
+        judged = figures_table(("asked", "difference", "scenes", "Fréchet"), None, caption)
         for row in dict.fromkeys((report["baseline"], *group["rows"])):
             found = report["rows"][row]
             to_first = report["differences"][name].get(row, {})
-            table.add_row(
+            closeness.add_row(
                 row,
                 f"{found['speedup']:.2f}x",
                 f"{found['flops_speedup']:.2f}x",
                 with_interval(found, "psnr_db", ".1f"),
                 with_interval(found, "ssim", ".3f"),
+                with_interval(found, "hf", ".2f"),
+            )
+            judged.add_row(
+                row,
                 with_interval(found, "judge", ".1%"),
                 with_interval(to_first, "judge_difference", "+.1%"),
                 with_interval(found, "scene", ".1%"),
-                with_interval(found, "hf", ".2f"),
                 with_interval(found, "frechet", ".2f"),
             )
-        console.print(table)
+        console.print(closeness, judged)

@@ -14,6 +14,7 @@ from rich.table import Table
 from fresco.cli_parts import (
     clear_errors,
     console,
+    figures_table,
     given_options,
     named_tasks,
     progress_bar,
@@ -108,9 +109,9 @@ def _headline(
 
 def _print_headline(rows: Sequence[Mapping[str, Any]], title: str) -> None:
     """Speed and quality in a table each, since together they do not fit into 80 columns."""
-    speed = _headline_table(("steps", "loop s", "loop", "call", "FLOPs"), title)
+    speed = figures_table(("steps", "loop s", "loop", "call", "FLOPs"), title)
     caption = "asked: share of the asked attributes shown; difference: of whole scenes"
-    quality = _headline_table(("asked", "scenes", "difference", "PSNR dB", "SSIM"), None, caption)
+    quality = figures_table(("asked", "scenes", "difference", "PSNR dB", "SSIM"), None, caption)
     for row in rows:
         if "missing" in row:
             speed.add_row(row["name"], "missing")
@@ -133,15 +134,6 @@ def _print_headline(rows: Sequence[Mapping[str, Any]], title: str) -> None:
             with_interval(row, "ssim", ".3f"),
         )
     console.print(speed, quality)
-
-
-def _headline_table(columns: Sequence[str], title: str | None, caption: str | None = None) -> Table:
-    """A table whose names give way to its figures."""
-    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD)
-    table.add_column("", overflow="fold")
-    for column in columns:
-        table.add_column(column, justify="right", min_width=len("[-12.3%,"))  # ends of intervals
-    return table
 
 
 def _gpu(

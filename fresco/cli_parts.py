@@ -1,14 +1,15 @@
-"""What the commands share: the console, progress bars, clear errors, tables of fractions."""
+"""What the commands share: the console, progress bars, clear errors, tables of figures."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -89,6 +90,17 @@ def fraction_table(title: str, fractions: Mapping[str, float], bar: Mapping[str,
         wanted = bar.get(name)
         verdict = "" if wanted is None else "[green]yes[/]" if fraction >= wanted else "[red]no[/]"
         table.add_row(name, f"{fraction:.2%}", "" if wanted is None else f"{wanted:.0%}", verdict)
+    return table
+
+
+def figures_table(
+    columns: Sequence[str], title: str | None = None, caption: str | None = None
+) -> Table:
+    """A table of figures with intervals; names give way to them, and five fit into 80 columns."""
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD)
+    table.add_column("", overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right", min_width=len("[-12.3%,"))  # ends of intervals
     return table
 
 
