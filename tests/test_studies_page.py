@@ -1,6 +1,16 @@
 """The page of studies has the tables of the JSON beside it."""
 
+import json
+
+import pytest
+
+from fresco import cli
+from fresco.reference.rows import pareto_groups
 from tests import write_studies
+
+
+def report_of(study):
+    return json.loads((write_studies.FIGURES / f"{study}.json").read_text(encoding="utf-8"))
 
 
 def test_the_tables_are_those_of_the_json():
@@ -14,3 +24,31 @@ def test_a_stale_table_is_noticed():
     changed = page.replace("| 5 steps | ", "| 5 steps | 9", 1)
     assert changed != page, "no row of 5 steps"
     assert write_studies.make_page(changed) == write_studies.make_page(page)
+
+
+def test_the_table_of_rivals_is_of_the_recipes_that_ship():
+    report, groups = report_of("pareto"), pareto_groups()
+    assert {n: g["rows"] for n, g in report["groups"].items()} == {
+        name: [way.name for way in group.ways] for name, group in groups.items()
+    }
+    for way in (way for group in groups.values() for way in group.ways):
+        found = report["rows"][way.name]
+        assert (found["recipe"], found["requested_steps"]) == (way.recipe, way.steps), way.name
+
+
+@pytest.mark.parametrize("study", ["ablation", "pareto"])
+def test_no_figure_that_the_command_prints_is_cut_in_80_columns(study, monkeypatch, capsys):
+    report = report_of(study)
+    monkeypatch.setattr("fresco.cli_parts.console.width", 80)
+    cli._print_study(report)
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert max(map(len, printed.splitlines())) <= 80
+    for row in report["rows"].values():
+        low, high = row["frechet_interval"]
+        for figure in (f"{row['flops_speedup']:.2f}x", f"[{low:.2f},", f"{high:.2f}]"):
+            assert figure in printed
+    for found in (found for group in report["differences"].values() for found in group.values()):
+        low, high = found["judge_difference_interval"]
+        for figure in (f"{found['judge_difference']:+.1%}", f"[{low:+.1%},", f"{high:+.1%}]"):
+            assert figure in printed
