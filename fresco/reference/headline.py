@@ -204,7 +204,8 @@ def _ways(suite: _Suite, missing: str) -> Iterator[Way | dict[str, Any]]:
         as_fast = max(1, int(BASELINE.steps / speedup))
         for steps in (as_fast, as_fast + 1):
             yield replace(plain(steps), name=f"{steps} steps (for {name})")
-            yield replace(shifted(steps), name=f"{steps} steps, shifted (for {name})")
+            if steps > 1:  # the first is at pure noise, shifted or not
+                yield replace(shifted(steps), name=f"{steps} steps, shifted (for {name})")
         yield suite.best_cache(name, speedup)
     for steps in DISTILLED_STEPS:
         if suite.lora is None:
