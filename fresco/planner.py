@@ -142,7 +142,7 @@ def plan(
     Example:
         >>> forecast = plan("reference", "reference_5x")
         >>> len(forecast.plan.steps), round(forecast.flops_speedup, 1)
-        (12, 5.2)
+        (10, 5.4)
     """
     asked = {"height": height, "width": width, "steps": steps, "frames": frames}
     for name, n in (asked | {"text_tokens": text_tokens}).items():
