@@ -141,8 +141,8 @@ def ablate(
     """Vary one thing at a time and measure what comes of it."""
     with clear_errors():
         with console.status("Loading"):
+            from fresco.reference.ablation import ablation_groups
             from fresco.reference.bench import How
-            from fresco.reference.rows import ablation_groups
             from fresco.reference.studies import Study, pick_groups, run_study
 
         file = json or folder / "ablation.json"
@@ -268,11 +268,13 @@ def _print_study(report: Mapping[str, Any]) -> None:
 
     Differences are to the group's first row, or to another group's in that place.
     """
-    caption = "asked: share of the asked attributes shown; difference: of asked"
+    caption = "asked: share of the asked attributes shown; difference: of the column before"
     for name, group in report["groups"].items():
         title = f"{name}: {group['question']}; {report['n_prompts']} captions"
         closeness = figures_table(("speedup", "FLOPs", "PSNR dB", "SSIM", "fine"), title)
-        judged = figures_table(("asked", "difference", "scenes", "Fréchet"), None, caption)
+        judged = figures_table(
+            ("asked", "difference", "scenes", "Fréchet", "difference"), None, caption
+        )
         for row in dict.fromkeys((report["baseline"], *group["rows"])):
             found = report["rows"][row]
             to_first = report["differences"][name].get(row, {})
@@ -289,6 +291,7 @@ def _print_study(report: Mapping[str, Any]) -> None:
                 with_interval(found, "judge", ".1%"),
                 with_interval(to_first, "judge_difference", "+.1%"),
                 with_interval(found, "scene", ".1%"),
-                with_interval(found, "frechet", ".2f"),
+                with_interval(found, "frechet", ".1f"),
+                with_interval(to_first, "frechet_difference", "+.1f"),
             )
         console.print(closeness, judged)

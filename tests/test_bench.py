@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fresco.cost import pass_flops
-from fresco.reference import bench, measured, rows
+from fresco.reference import bench, measured
+from fresco.reference.ablation import ablation_groups
 from fresco.reference.bench import How, StaleError, Way, batch_key, measure
 from fresco.weights import weights_digest
 from tests.conftest import FRESCO_5
@@ -173,9 +174,7 @@ def test_the_asked_guidance_is_that_of_the_call(tiny_flux_pipe, monkeypatch):
 
 
 def test_a_score_of_two_estimates_has_them_while_warming_up(tiny_flux_pipe, tmp_path):
-    (way,) = (
-        way for way in rows.ablation_groups()["score"].ways if "temporal_variance low" in way.name
-    )
+    (way,) = (way for way in ablation_groups()["score"].ways if "temporal_variance low" in way.name)
     assert len(measure(tiny_flux_pipe, way, PROMPTS[:1], HOW, tmp_path).images) == 1
 
 

@@ -213,7 +213,10 @@ REPORT = {
         for name, speedup in (("50 steps", 1.0), ("5 steps", 9.5))
     },
     "differences": {
-        "fewer": {"5 steps": {"judge_difference": -0.5, "judge_difference_interval": [-0.75, 0.0]}}
+        "fewer": {
+            "5 steps": {"judge_difference": -0.5, "judge_difference_interval": [-0.75, 0.0]}
+            | {"frechet_difference": 1.5, "frechet_difference_interval": [-2.0, 2.0]}
+        }
     },
 }
 
@@ -233,6 +236,7 @@ def test_a_study_is_printed_with_its_intervals(command, tmp_path, monkeypatch):
     assert "9.50x" in result.output
     assert "75.0% [25.0%, 400.0%]" in result.output
     assert "-50.0% [-75.0%, +0.0%]" in result.output
+    assert "+1.5 [-2.0, +2.0]" in result.output
     assert (tmp_path / "pareto.png").exists() == (command == "pareto")
 
 

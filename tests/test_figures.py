@@ -77,13 +77,29 @@ def test_figures_of_worse_pictures(real, tmp_path):
             low, high = figure[f"{name}_interval"]
             assert low <= figure[name] + 1e-6
             assert figure[name] <= high + 1e-6
-    lost = figures.differences(assessed[2], assessed[0])
+    lost = figures.differences(assessed[2], assessed[0], features)
     assert lost["judge_difference"] == pytest.approx(found[2]["judge"] - found[0]["judge"])
     assert lost["judge_difference_interval"][1] < 0
-    same = figures.differences(assessed[0], assessed[0])
-    zero = {"judge_difference": 0, "scene_difference": 0}
-    assert same == zero | {f"{name}_interval": [0, 0] for name in zero}
     assert lost["scene_difference"] == pytest.approx(found[2]["scene"] - found[0]["scene"])
+    assert lost["frechet_difference"] == pytest.approx(found[2]["frechet"] - found[0]["frechet"])
+    low, high = lost["frechet_difference_interval"]
+    assert 0 < low < lost["frechet_difference"] < high
+    zero = dict.fromkeys(("judge_difference", "scene_difference", "frechet_difference"), 0)
+    same = figures.differences(assessed[0], assessed[0], features)
+    assert same == zero | {f"{name}_interval": [0, 0] for name in zero}
+    assert "frechet_difference" not in figures.differences(assessed[2], assessed[0])
+
+
+def test_a_paired_interval_is_narrower_than_one_rows_own(real, tmp_path):
+    captions, full = real
+    dark, lighter = (row_of(full.images // 2 + more, 1.0, 10) for more in (0, 1))
+    features = figures.real_features(tmp_path, 6)
+    row, other = (figures.assess(each, full, captions) for each in (lighter, dark))
+    paired = figures.differences(row, other, features)["frechet_difference_interval"]
+    for alone in (
+        figures.figures(each, row, features)["frechet_interval"] for each in (row, other)
+    ):
+        assert paired[1] - paired[0] < alone[1] - alone[0]
 
 
 def test_speedup_is_by_full_steps_beside_the_rows(real):

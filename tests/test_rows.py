@@ -7,14 +7,14 @@ import pytest
 
 from fresco.cost import pass_flops
 from fresco.recipe import load_recipe
-from fresco.reference import rows
+from fresco.reference import ablation, rows
 from fresco.reference.transformer import build_transformer
 from fresco.request import PlanRequest
 from fresco.schedule import make_plan
 
 
 def all_ways():
-    groups = {**rows.ablation_groups(), **rows.pareto_groups()}
+    groups = {**ablation.ablation_groups(), **rows.pareto_groups()}
     ways = [way for group in groups.values() for way in group.ways]
     assert len(ways) > 30
     return {way.name: way for way in ways}, ways
@@ -36,20 +36,32 @@ def test_every_row_is_a_valid_recipe():
 
 
 def test_groups_vary_one_thing():
-    base = rows.ablation_groups()["lift"].ways[0].recipe["stages"]
+    base = ablation.ablation_groups()["lift"].ways[0].recipe["stages"]
     changed = {
-        "field": "lift", "lift": "lift", "score": "promote", "promotion": "promote",
-        "positions": "positions",
+        "solver": {"order", "shift"}, "field": {"lift"}, "lift": {"lift"}, "score": {"promote"},
+        "promotion": {"promote"}, "positions": {"positions"},
     }  # fmt: skip
-    for name, key in changed.items():
-        group = rows.ablation_groups()[name]
+    for name, keys in changed.items():
+        group = ablation.ablation_groups()[name]
         assert len(group.ways) > 1
         for way in group.ways[1:]:
             first, mixed, last = way.recipe["stages"]
             assert (first, last) == (base[0], base[2])
-            assert {k for k in mixed | base[1] if mixed.get(k) != base[1].get(k)} == {key}
-    for way in rows.ablation_groups()["score"].ways:
-        assert way.recipe["stages"][1]["promote"]["budget"] == 0.4
+            differ = {k for k in mixed | base[1] if mixed.get(k) != base[1].get(k)}
+            assert differ
+            assert differ <= keys
+    for way in ablation.ablation_groups()["score"].ways:
+        assert way.recipe["stages"][1]["promote"]["budget"] == 0.3
+    for way in ablation.ablation_groups()["coarse"].ways:
+        assert way.recipe["stages"][1:] == base[1:]
+
+
+def test_the_base_is_a_recipe_that_ships_with_a_coarse_step_more():
+    shipped = rows.content_of(load_recipe("reference_10x"))
+    _, one, *_ = ablation.ablation_groups()["coarse"].ways
+    assert one.recipe["stages"] == shipped["stages"]
+    coarse, *rest = shipped["stages"]
+    assert list(ablation.base_stages()) == [{**coarse, "steps": 2}, *rest]
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +70,14 @@ def transformer():
 
 
 def flops(transformer, stages):
-    """In full steps, of 1024 fine tokens; a mixed stage has the budget's share of the cells."""
-    tokens = {4: 64, 2: 256, 1: 1024, "mixed": int(256 * (1 + 3 * rows.BUDGET))}
+    """In full steps, of 1024 fine tokens; a mixed stage has 30% of the cells fine."""
+    tokens = {4: 64, 2: 256, 1: 1024, "mixed": int(256 * (1 + 3 * 0.3))}
     full = pass_flops(transformer, 1024, 40)
     return sum(s["steps"] * pass_flops(transformer, tokens[s["cell"]], 40) / full for s in stages)
 
 
 def test_one_and_two_coarse_levels_cost_the_same(transformer):
-    base, two = rows.ablation_groups()["levels"].ways
+    base, two = ablation.ablation_groups()["levels"].ways
     assert flops(transformer, two.recipe["stages"]) == pytest.approx(
         flops(transformer, base.recipe["stages"]), rel=0.02
     )

@@ -10,6 +10,7 @@ from PIL import Image
 from fresco.errors import RecipeError
 from fresco.output import OutputError
 from fresco.reference import figures, rows, studies
+from fresco.reference.ablation import ablation_groups
 from fresco.reference.bench import How, Way
 from fresco.reference.dataset import make_example
 from fresco.reference.plot import save_pareto
@@ -60,8 +61,10 @@ def test_rows_can_be_compared_with_those_of_another_group(study):
     assert report["differences"]["again"] == {}
     judged = {name: row["judge"] for name, row in report["rows"].items()}
     for name, other in (("50 steps", "10 steps"), ("10 steps", "49 steps")):
-        found = report["differences"]["steps"][name]["judge_difference"]
-        assert found == pytest.approx(judged[name] - judged[other])
+        found = report["differences"]["steps"][name]
+        assert found["judge_difference"] == pytest.approx(judged[name] - judged[other])
+        nearer = report["rows"][name]["frechet"] - report["rows"][other]["frechet"]
+        assert found["frechet_difference"] == pytest.approx(nearer)
 
 
 def test_an_interrupted_pareto_has_all_methods_at_the_highest_speedups(study, monkeypatch):
@@ -116,7 +119,7 @@ def test_a_bad_study_is_refused_before_anything_is_loaded(study, tmp_path, monke
 
 
 def test_groups_are_picked_by_name():
-    groups = rows.ablation_groups()
+    groups = ablation_groups()
     assert studies.pick_groups(groups, None) == tuple(groups.values())
     assert [g.name for g in studies.pick_groups(groups, "lift, steps")] == ["lift", "steps"]
     for only, got in (("lift,lfit", "got 'lfit'"), ("", "got none")):

@@ -46,7 +46,7 @@ def test_no_figure_that_the_command_prints_is_cut_in_80_columns(study, monkeypat
     assert max(map(len, printed.splitlines())) <= 80
     for row in report["rows"].values():
         low, high = row["frechet_interval"]
-        for figure in (f"{row['flops_speedup']:.2f}x", f"[{low:.2f},", f"{high:.2f}]"):
+        for figure in (f"{row['flops_speedup']:.2f}x", f"[{low:.1f},", f"{high:.1f}]"):
             assert figure in printed
     for found in (found for group in report["differences"].values() for found in group.values()):
         low, high = found["judge_difference_interval"]

@@ -34,17 +34,15 @@ def make_page(text):
 
 
 def _tables(report):
-    """One table per group; `difference` is to its first row, or to another group's there."""
-    headings = ["", *(heading for heading, *_ in COLUMNS), "difference"]
+    """One table per group; differences are to its first row, or to another group's there."""
+    headings = ["", *(heading for heading, *_ in COLUMNS)]
     for name, group in report["groups"].items():
         yield f"\n**{name}**: {group['question']}; {report['n_prompts']} captions\n"
         yield f"| {' | '.join(headings)} |"
         yield "|---" * len(headings) + "|"
         for row in dict.fromkeys((report["baseline"], *group["rows"])):
-            found = report["rows"][row]
-            cells = [cell(found, *column) for _, *column in COLUMNS]
-            to_first = cell(report["differences"][name].get(row, {}), "judge_difference", "+.1%")
-            yield f"| {row} | {' | '.join([*cells, to_first])} |"
+            found = report["rows"][row] | report["differences"][name].get(row, {})
+            yield f"| {row} | {' | '.join(cell(found, *column) for _, *column in COLUMNS)} |"
     yield ""
 
 

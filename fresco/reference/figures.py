@@ -141,18 +141,39 @@ def figures(row: Assessed, baseline: Assessed, real: Tensor | None = None) -> di
     )
 
 
-def differences(row: Assessed, other: Assessed) -> dict[str, Any]:
-    """Fractions of asked attributes and of scenes minus those of another row.
+def differences(row: Assessed, other: Assessed, real: Tensor | None = None) -> dict[str, Any]:
+    """Figures of a row minus those of another, each with its paired interval.
+
+    Both rows' pictures are of the same captions and noise, and so is every draw of the bootstrap:
+    what makes one caption harder than another does not widen the interval.
+
+    Args:
+        row: Of the same captions and noise as the other.
+        other: What it is compared with.
+        real: `real_features`; None: no Fréchet distance.
 
     Returns:
-        `judge_difference`, `scene_difference` and their paired intervals, `<name>_interval`.
+        `judge_difference` (of the asked attributes), `scene_difference`, `frechet_difference`
+        (negative: nearer to real scenes), and their 95% intervals, `<name>_interval`.
     """
     found: dict[str, Any] = {}
     for name, counted in (("judge", "attributes"), ("scene", "scene")):
         to_other = difference(row.counts[counted], other.counts[counted])
         found[f"{name}_difference"] = to_other.fraction
         found[f"{name}_difference_interval"] = [to_other.low, to_other.high]
-    return found
+
+    if real is None:
+        return found
+    return found | _with_interval(
+        "frechet_difference",
+        len(row.features),
+        lambda index: (
+            frechet_distance(row.features[index], real)
+            - frechet_distance(other.features[index], real)
+        ),
+        draws=FRECHET_DRAWS,
+        centred=True,
+    )
 
 
 def real_features(

@@ -1,4 +1,4 @@
-"""The rows of `fresco ablate` and `fresco pareto`: what is varied, one thing at a time."""
+"""Ways of sampling that studies compare, and the rows of `fresco pareto`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ Stage = Mapping[str, Any]
 
 STEPS = 50
 BASELINE = Way(f"{STEPS} steps", None, STEPS)
-LIFTED = 0.99  # noise level that the mixed stage starts at
-BUDGET = 0.4  # share of the grid's cells that are fine in a mixed stage
 SPEEDUPS = (2, 3, 5, 7, 10)
 FEWER = "fewer steps"  # the group that `fresco pareto` compares others with
 SHIFT = 5  # of fewer steps whose noise levels lie nearer to 1, as those of fresco's rows
@@ -27,21 +25,6 @@ FRESCO = {
     7: ("balanced", 58),
     10: ("balanced", 42),
 }
-ABLATED_STEPS = 2, 6, 1  # of the coarse, the mixed and the fine stage
-LIFTS = ("clean", "trajectory", "fresh")  # besides `latent`, that of the base
-SCORES = {
-    "temporal_variance": ("high", "low"),
-    "channel_variance": ("low",),  # high is the base
-    "decided_detail": ("high", "low"),
-    "edges": ("high", "low"),
-    "velocity_variance": ("high", "low"),
-    "evenly_spaced": ("high",),  # no order to turn round
-    "random": ("high",),
-}
-BUDGETS = (0.2, 0.6)  # besides that of the base
-THRESHOLDS = (1.25, 0.75, 0.5)  # which 20, 40 and 60% of the cells of rendered scenes reach
-MULTIPLE = 16  # tokens, with a threshold
-POSITIONS = ("coarse", "phase")  # fine is that of the base
 
 
 @dataclass(frozen=True)
@@ -79,56 +62,6 @@ def content_of(recipe: Recipe) -> dict[str, Any]:
     content = recipe.model_dump(mode="json", by_alias=True, exclude_unset=True)
     content.pop("validated", None)
     return content
-
-
-def base_stages() -> tuple[Stage, Stage, Stage]:
-    """Stages of the stack that is varied: coarse, mixed, fine.
-
-    Returns:
-        Three stages of a recipe.
-
-    Example:
-        >>> [stage["cell"] for stage in base_stages()]
-        [2, 'mixed', 1]
-    """
-    coarse, mixed, fine = ABLATED_STEPS
-    return (
-        {"cell": 2, "steps": coarse, "until_sigma": 0.8},
-        {
-            "cell": "mixed",
-            "steps": mixed,
-            "until_sigma": 0.2,
-            "lift": {"form": "latent", "to_sigma": LIFTED},
-            "promote": _promote(),
-        },
-        {"cell": 1, "steps": fine},
-    )
-
-
-def ablation_groups() -> dict[str, Group]:
-    """All groups of the ablation by name; a row may be in several.
-
-    Example:
-        >>> list(ablation_groups())
-        ['steps', 'field', 'lift', 'score', 'promotion', 'positions', 'restrict', 'levels']
-    """
-    base = Way("base", recipe_of(base_stages()))
-    lifts = {
-        form: _varied(f"lift {form}", lift={"form": form, "to_sigma": LIFTED}) for form in LIFTS
-    }
-    positions = [_varied(f"positions {name}", positions=name) for name in POSITIONS]
-    groups = (
-        Group("steps", "fewer full steps", (BASELINE, *(plain(n) for n in (10, 7, 5)))),
-        Group("field", "noise of a lift: the field or fresh", (base, lifts["fresh"])),
-        Group("lift", "form of the lift", (base, *lifts.values())),
-        Group("score", "which cells are fine, equally many", (base, *_score_ways())),
-        Group("promotion", "how many cells are fine: a budget or a threshold",
-              (base, *_promotion_ways())),
-        Group("positions", "positions of the mixed stage's cells", (base, *positions)),
-        Group("restrict", "average or one of the cell", (base, _injected())),
-        Group("levels", "one or two coarse levels, about equal FLOPs", (base, _two_levels())),
-    )  # fmt: skip
-    return {group.name: group for group in groups}
 
 
 def pareto_groups() -> dict[str, Group]:
@@ -194,45 +127,3 @@ def shifted(steps: int) -> Way:
     order = {"order": 2} if steps >= least_of_order_2(1.0, 0.0) else {}
     stage = {"cell": 1, "steps": steps, "shift": SHIFT, **order}
     return Way(f"{steps} steps, shifted", recipe_of([stage]))
-
-
-def _promote(
-    score: str = "channel_variance", first: str = "high", budget: float = BUDGET
-) -> dict[str, Any]:
-    return {"score": score, "first": first, "budget": budget}
-
-
-def _varied(name: str, **changes: Any) -> Way:
-    """The base with other entries of its mixed stage."""
-    coarse, mixed, fine = base_stages()
-    return Way(name, recipe_of((coarse, {**mixed, **changes}, fine)))
-
-
-def _score_ways() -> list[Way]:
-    return [
-        _varied(f"score {score} {first}", promote=_promote(score, first))
-        for score, orders in SCORES.items()
-        for first in orders
-    ]
-
-
-def _promotion_ways() -> list[Way]:
-    rule = {"score": "channel_variance", "first": "high", "multiple": MULTIPLE}
-    return [
-        *(_varied(f"budget {share:g}", promote=_promote(budget=share)) for share in BUDGETS),
-        *(_varied(f"threshold {tau:g}", promote={**rule, "tau": tau}) for tau in THRESHOLDS),
-    ]
-
-
-def _injected() -> Way:
-    coarse, mixed, fine = base_stages()
-    stages = ({**coarse, "restrict": "injection"}, {**mixed, "restrict": "injection"}, fine)
-    return Way("restrict injection", recipe_of(stages))
-
-
-def _two_levels() -> Way:
-    """A step of 256 tokens costs as much as three of 64."""
-    _, mixed, fine = base_stages()
-    coarsest = {"cell": 4, "steps": 3, "until_sigma": 0.9}
-    coarse = {"cell": 2, "steps": 1, "until_sigma": 0.8, "lift": {"form": "latent"}}
-    return Way("levels 4, 2", recipe_of((coarsest, coarse, mixed, fine)))

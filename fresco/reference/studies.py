@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from fresco.errors import FrescoError
 from fresco.output import OutputError, make_directory, write_text
@@ -124,7 +125,7 @@ def run_study(
     real = real_features(
         study.folder, study.n_real, on_pictures=lambda n: advance("real scenes", n, study.n_real)
     )
-    report = _head(study) | {"rows": {}, "differences": {}}
+    report = _head(study) | {"rows": {}, "differences": {g.name: {} for g in study.groups}}
     rows: dict[str, Assessed] = {}
     full = measure(
         pipe, BASELINE, prompts, study.how, study.folder, _progress(advance, BASELINE, study)
@@ -141,7 +142,7 @@ def run_study(
         report["rows"][way.name] = {"recipe": way.recipe, "requested_steps": way.steps} | figures(
             rows[way.name], rows[BASELINE.name], real
         )
-        report["differences"] = _differences(study, rows)
+        _add_differences(report["differences"], study, rows, real)
         write_text(study.json, json.dumps(report, indent=2, allow_nan=False) + "\n")
     return report
 
@@ -196,16 +197,15 @@ def _head(study: Study) -> dict[str, Any]:
     )
 
 
-def _differences(study: Study, rows: Mapping[str, Assessed]) -> dict[str, Any]:
-    """By group, every row against the one it is compared with, as far as there are rows."""
-    return {
-        group.name: {
-            way.name: differences(rows[way.name], rows[other.name])
-            for way, other in _compared(study, group)
-            if way != other and {way.name, other.name} <= rows.keys()
-        }
-        for group in study.groups
-    }
+def _add_differences(
+    found: dict[str, dict[str, Any]], study: Study, rows: Mapping[str, Assessed], real: Tensor
+) -> None:
+    """By group, every row against the one it is compared with, as soon as both are there."""
+    for group in study.groups:
+        for way, other in _compared(study, group):
+            is_new = way.name not in found[group.name]
+            if is_new and way != other and {way.name, other.name} <= rows.keys():
+                found[group.name][way.name] = differences(rows[way.name], rows[other.name], real)
 
 
 def _compared(study: Study, group: Group) -> Iterator[tuple[Way, Way]]:
