@@ -10,6 +10,7 @@ import types
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
+from safetensors.torch import save_file
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # of two, on two cores
     torch.set_num_threads(1)
@@ -189,3 +190,13 @@ def intact(tiny_flux_pipe):
     """The pipeline; after the test, it must be as it was, to the bit."""
     with left_as_it_was(tiny_flux_pipe):
         yield tiny_flux_pipe
+
+
+@pytest.fixture
+def lora_file(tmp_path):
+    """A file that names a layer of the reference model, and how it was made beside it."""
+    (tmp_path / "lora").mkdir()
+    file = tmp_path / "lora" / "pytorch_lora_weights.safetensors"
+    save_file({"transformer.proj_out.lora_A.weight": torch.zeros(1, 1)}, file)
+    (tmp_path / "lora" / "provenance.json").write_text('{"steps": 7}')
+    return file

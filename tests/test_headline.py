@@ -11,15 +11,11 @@ from safetensors.torch import save_file
 
 import fresco.reference
 from fresco.output import OutputError
-from fresco.recipe import load_recipe
 from fresco.reference import WeightsError, bench, figures, headline, headline_rows
 from fresco.reference.bench import How, Way, measure
 from fresco.reference.headline import Headline, run_headline
 from fresco.reference.measured import Measured
 from fresco.reference.studies import StudyError
-from fresco.reference.trajectories import BORDERS, LIFTED_BORDERS
-from fresco.request import PlanRequest
-from fresco.schedule import make_plan
 from tests.command import run
 from tests.matrix import lora_weights
 from tests.reference_parts import scene_and_caption
@@ -34,21 +30,12 @@ SECONDS = {  # of the loops of the others; caches by method and, behind it, what
     "cache taylorseer 0": 1.05,
     "cache taylorseer 1": 1.2,
 }
-BLANK = ("cache taylorseer 0", "distilled, 1 steps")  # rows whose pictures show nothing
+BLANK = ("cache taylorseer 0", "reference_22x", "distilled, 1 steps")  # that show nothing
 
 
 @pytest.fixture
 def asked(tmp_path):
     return Headline(3, tmp_path / "out" / "headline.json", None, tmp_path / "rows")
-
-
-@pytest.fixture
-def lora_file(tmp_path):
-    (tmp_path / "lora").mkdir()
-    file = tmp_path / "lora" / "pytorch_lora_weights.safetensors"
-    save_file({"transformer.proj_out.lora_A.weight": torch.zeros(1, 1)}, file)
-    (tmp_path / "lora" / "provenance.json").write_text('{"steps": 7}')
-    return file
 
 
 @pytest.fixture
@@ -122,6 +109,8 @@ def test_all_rows_are_measured_against_full_steps(asked, sampled, lora_file, tmp
     assert lost == -rows["50 steps"]["scene"] < 0
     low, high = rows["distilled, 1 steps"]["scene_difference_interval"]
     assert low <= lost <= high <= 0
+    leads = [row.get("scene_lead") for row in report["rows"]]
+    assert leads == [None, None, *[0] * 5, None, *[lost] * 8, 0, lost]  # of a recipe that is blank
     for row in report["rows"]:
         is_cache = row["name"].startswith("cache")
         assert (row["flops_speedup"] is None) == is_cache
@@ -170,20 +159,6 @@ def test_without_the_lora_its_rows_say_that_it_is_missing(asked, sampled, monkey
     assert "speedup" in rows["reference_10x"]
 
 
-@pytest.mark.parametrize("n", [8, 4, 2])
-def test_a_lora_steps_where_its_windows_end(n, lora_file):
-    way = headline_rows.distilled_way(n, headline_rows.Lora("a.safetensors", lora_file))
-    request = PlanRequest(way.steps, 32, 32, lambda _n_tokens: 2.5)
-    found = make_plan(load_recipe(way.recipe), request).sigmas
-    assert len(found) == n + 1
-    borders = BORDERS if n > 2 else (1, *LIFTED_BORDERS[1:])
-    fewer, more = sorted((found, borders), key=len)
-    assert set(fewer) <= set(more)
-    plain = headline_rows.undistilled_way()
-    assert (plain.steps, plain.recipe["stack"]) == (len(BORDERS) - 1, [])
-    assert (plain.recipe["stages"] == way.recipe["stages"]) == (n > 2)
-
-
 def test_pictures_have_the_speedups_of_the_table(asked, sampled, monkeypatch, tmp_path):
     shown = []
     monkeypatch.setattr(headline, "save_comparison", lambda rows, *_: shown.extend(rows))
@@ -200,45 +175,6 @@ def test_rows_with_a_lora_are_kept_by_its_content(asked, sampled, lora_file):
     own = {"reference_22x", *(f"distilled, {n} steps" for n in (8, 4, 2, 1))}
     assert {name for name in first if first[name] != sampled[name]} == own
     assert sampled["50 steps"] == asked.folder
-
-
-def test_the_lora_that_is_asked_for_is_in_the_recipes(lora_file):
-    lora, _ = headline_rows.find_lora(lora_file)
-    way = headline_rows.recipe_way("reference_22x", lora)
-    (entry,) = [e for e in load_recipe(way.recipe).stack if e["kind"] == "lora"]
-    assert entry["source"] == str(lora_file)
-    assert way.recipe["stages"] == load_recipe("reference_22x").model_dump(
-        mode="json", exclude_unset=True, by_alias=True
-    )["stages"]  # fmt: skip
-    assert headline_rows.recipe_way("reference_22x", None) is None
-    assert headline_rows.recipe_way("reference_10x", None).steps == 50
-
-
-@pytest.mark.parametrize(
-    ("content", "got"),
-    [(b"a LoRA", "which cannot be read"), ({"proj_out.weight": torch.ones(1)}, "which holds none")],
-    ids=["no tensors", "no LoRA"],
-)
-def test_a_file_that_holds_no_lora_is_refused(lora_file, content, got):
-    if isinstance(content, bytes):
-        lora_file.write_bytes(content)
-    else:
-        save_file(content, lora_file)
-    with pytest.raises(WeightsError, match=f"expected a LoRA's file, got '.*', {got}"):
-        headline_rows.find_lora(lora_file)
-
-
-def test_cache_rows_are_valid_recipes_that_reuse_more_the_faster_they_should_be():
-    for speedup in (10, 22):
-        for ways in headline_rows.cache_ways(speedup).values():
-            entries = [load_recipe(way.recipe).techniques[0] for way in ways]
-            for name in ("interval", "max_skips", "threshold"):
-                values = [getattr(entry, name) for entry in entries]
-                assert values == sorted(values, key=lambda value: value or 0)
-            for name in ("interval", "max_skips"):
-                values = [value for entry in entries if (value := getattr(entry, name))]
-                assert all(value >= speedup for value in values)
-                assert len(set(values)) == len(values)
 
 
 def test_bad_requests_are_refused_before_anything_is_loaded(asked, monkeypatch, tmp_path):

@@ -43,6 +43,8 @@ def test_no_figure_that_the_command_prints_is_cut_in_80_columns(monkeypatch, cap
     assert "…" not in printed
     assert max(map(len, printed.splitlines())) <= 80
     for row in rows[:-1]:
-        low, high = row["scene_difference_interval"]
-        for figure in (f"{row['call_speedup']:.2f}x", f"[{low:+.1%},", f"{high:+.1%}]"):
-            assert figure in printed
+        assert f"{row['call_speedup']:.2f}x" in printed
+        for name in {"scene_difference_interval", "scene_lead_interval"} & set(row):
+            low, high = row[name]
+            assert f"[{low:+.1%}," in printed
+            assert f"{high:+.1%}]" in printed

@@ -24,7 +24,7 @@ from fresco.reference import load
 from fresco.reference.bench import How, Way, measure
 from fresco.reference.captions import Caption
 from fresco.reference.dataset import held_out_captions
-from fresco.reference.figures import assess, differences, figures
+from fresco.reference.figures import Assessed, assess, differences, figures
 from fresco.reference.headline_rows import (
     DISTILLED_STEPS,
     RECIPES,
@@ -86,7 +86,8 @@ def run_headline(
     Returns:
         What the JSON holds: `rows` in order, each with `name` and either `missing` (the reason)
         or figures: those of `figures`, `call_s`, `call_speedup`, `differences` to the
-        baseline; `flops_speedup` is None under a cache.
+        baseline, and of the recipe above it to this row (`judge_lead`, `scene_lead`);
+        `flops_speedup` is None under a cache.
 
     Raises:
         StudyError: If there are too few captions, or the data type is unknown.
@@ -126,6 +127,7 @@ class _Suite:
         self.folder.mkdir(exist_ok=True)
         self.full = self.sample(BASELINE)
         self.baseline = assess(self.full, self.full, captions)
+        self.recipe: Assessed | None = None  # what the rows after it are to be as fast as
         self.shown: list[Row] = []
 
     def sample(self, way: Way, n: int | None = None) -> Measured:
@@ -147,7 +149,7 @@ class _Suite:
         """A row with its figures."""
         sampled = self.sample(way)
         assessed = assess(sampled, self.full, self.captions)
-        found = figures(assessed, self.baseline)
+        found = figures(assessed, self.baseline) | self.lead(way, assessed)
         if way.name.startswith("cache"):
             found["flops_speedup"] = None  # a plan does not know what a cache saves
         call_s, images = _median(sampled.call_s), sampled.images[:N_SHOWN].float() / 255
@@ -162,6 +164,15 @@ class _Suite:
             **found,
             **differences(assessed, self.baseline),
         }
+
+    def lead(self, way: Way, assessed: Assessed) -> dict[str, Any]:
+        """By how much the recipe above a row is ahead of it, pictures paired."""
+        if way.name in RECIPES:
+            self.recipe = assessed
+        if way.name in RECIPES or self.recipe is None:
+            return {}
+        ahead = differences(self.recipe, assessed)
+        return {name.replace("difference", "lead"): value for name, value in ahead.items()}
 
     def best_cache(self, name: str, speedup: float) -> Way | dict[str, Any]:
         """The cache alone that is as fast as a recipe and has most attributes right, if any.

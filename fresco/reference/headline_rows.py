@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from fresco.recipe import load_recipe
@@ -16,11 +18,13 @@ from fresco.reference import WeightsError, lora_path
 from fresco.reference.bench import Way
 from fresco.reference.rows import BASELINE, content_of
 from fresco.reference.trajectories import BORDERS, LIFTED_BORDERS, SIZE_PX
+from fresco.reference.transformer import build_transformer
 
 RECIPES = ("reference_10x", "reference_22x")
 DISTILLED_STEPS = (8, 4, 2, 1)
 STRETCHED = (1.2, 1.6, 2.1, 2.8)  # intervals of caches by speedup: a reused step is not free
 THRESHOLDS = (0.5, 2.0)  # of the first-block cache
+OF_LAYER = re.compile(r"transformer\.(.+)\.lora_[AB]\.weight")  # a tensor's name in a LoRA
 SHIPPED = "package:fresco.reference/weights/lora/pytorch_lora_weights.safetensors"
 
 
@@ -57,7 +61,7 @@ def find_lora(asked: Path | None) -> tuple[Lora | None, str]:
         The LoRA, or None and why there is none.
 
     Raises:
-        WeightsError: If the file that is asked for is not there, or holds no LoRA.
+        WeightsError: If the file that is asked for is not there, or holds no LoRA of the model.
     """
     if asked is None:
         try:
@@ -73,6 +77,14 @@ def find_lora(asked: Path | None) -> tuple[Lora | None, str]:
         raise _no_lora(f"{str(asked)!r}, which cannot be read: {error}") from error
     if not any("lora_" in name for name in names):
         raise _no_lora(f"{str(asked)!r}, which holds none")
+    with torch.device("meta"):
+        layers = {name for name, _ in build_transformer().named_modules()}
+    for name in names:
+        found = OF_LAYER.fullmatch(name)
+        if found is None or found[1] not in layers:
+            raise _no_lora(
+                f"{str(asked)!r} with {name!r}, which is of no layer of the reference model"
+            )
     return Lora(str(asked), asked), ""
 
 
