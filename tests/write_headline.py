@@ -21,7 +21,6 @@ COLUMNS = (  # heading, key, form, unit
     ("asked", "judge", ".1%", ""),
     ("scenes", "scene", ".1%", ""),
     ("scenes, difference", "scene_difference", "+.1%", ""),
-    ("lead of the recipe above", "scene_lead", "+.1%", ""),
     ("PSNR dB", "psnr_db", ".1f", ""),
     ("SSIM", "ssim", ".3f", ""),
 )
