@@ -22,6 +22,7 @@ from fresco.cli_parts import (
     figures_table,
     named_tasks,
     progress_bar,
+    with_difference,
     with_interval,
     write_json,
 )
@@ -264,7 +265,7 @@ def _print_stack_table(report: Mapping[str, Any]) -> None:
 
 
 def _print_study(report: Mapping[str, Any]) -> None:
-    """Two tables per group, since one does not fit into 80 columns.
+    """Three tables per group, since one does not fit into 80 columns.
 
     Differences are to the group's first row, or to another group's in that place.
     """
@@ -272,12 +273,10 @@ def _print_study(report: Mapping[str, Any]) -> None:
     for name, group in report["groups"].items():
         title = f"{name}: {group['question']}; {report['n_prompts']} captions"
         closeness = figures_table(("speedup", "FLOPs", "PSNR dB", "SSIM", "fine"), title)
-        judged = figures_table(
-            ("asked", "difference", "scenes", "Fréchet", "difference"), None, caption
-        )
+        judged = figures_table(("asked", "difference", "scenes", "difference"))
+        distance = figures_table(("Fréchet", "difference"), None, caption)
         for row in dict.fromkeys((report["baseline"], *group["rows"])):
-            found = report["rows"][row]
-            to_first = report["differences"][name].get(row, {})
+            found = report["rows"][row] | report["differences"][name].get(row, {})
             closeness.add_row(
                 row,
                 f"{found['speedup']:.2f}x",
@@ -286,12 +285,7 @@ def _print_study(report: Mapping[str, Any]) -> None:
                 with_interval(found, "ssim", ".3f"),
                 with_interval(found, "hf", ".2f"),
             )
-            judged.add_row(
-                row,
-                with_interval(found, "judge", ".1%"),
-                with_interval(to_first, "judge_difference", "+.1%"),
-                with_interval(found, "scene", ".1%"),
-                with_interval(found, "frechet", ".1f"),
-                with_interval(to_first, "frechet_difference", "+.1f"),
-            )
-        console.print(closeness, judged)
+            scenes = with_difference(found, "scene", ".1%")
+            judged.add_row(row, *with_difference(found, "judge", ".1%"), *scenes)
+            distance.add_row(row, *with_difference(found, "frechet", ".1f"))
+        console.print(closeness, judged, distance)

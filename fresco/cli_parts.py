@@ -110,3 +110,9 @@ def with_interval(found: Mapping[str, Any], name: str, form: str) -> str:
         return ""
     low, high = found[f"{name}_interval"]
     return f"{found[name]:{form}} \\[{low:{form}}, {high:{form}}]"
+
+
+def with_difference(found: Mapping[str, Any], name: str, form: str) -> tuple[str, str]:
+    """A figure and its difference to another row's, each with its interval."""
+    difference = with_interval(found, f"{name}_difference", f"+{form}")
+    return with_interval(found, name, form), difference

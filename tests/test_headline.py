@@ -157,6 +157,7 @@ def test_without_the_lora_its_rows_say_that_it_is_missing(asked, sampled, monkey
     for name in missing:
         assert "fresco reference distill" in rows[name]["missing"]
     assert "speedup" in rows["reference_10x"]
+    assert "scene_lead" not in rows["4 steps at its noise levels, no LoRA"]  # of no recipe above
 
 
 def test_pictures_have_the_speedups_of_the_table(asked, sampled, monkeypatch, tmp_path):

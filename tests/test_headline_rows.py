@@ -46,7 +46,7 @@ def test_the_lora_that_is_asked_for_is_in_the_recipes(lora_file):
         ({"proj_out.weight": torch.ones(1)}, ", which holds none"),
         (
             {"unet.mid.lora_A.weight": torch.ones(1)},
-            " with 'unet.mid.lora_A.weight', which is of no",
+            " with 'unet.mid.lora_A.weight', which is no lora_A",
         ),
     ],
     ids=["no tensors", "no LoRA", "another model's"],

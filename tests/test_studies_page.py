@@ -5,6 +5,7 @@ import json
 import pytest
 
 from fresco import cli
+from fresco.reference.ablation import ablation_groups
 from fresco.reference.rows import pareto_groups
 from tests import write_studies
 
@@ -26,8 +27,24 @@ def test_a_stale_table_is_noticed():
     assert write_studies.make_page(changed) == write_studies.make_page(page)
 
 
-def test_the_table_of_rivals_is_of_the_recipes_that_ship():
-    report, groups = report_of("pareto"), pareto_groups()
+def test_paired_differences_are_on_the_page():
+    report, page = report_of("ablation"), write_studies.PAGE.read_text(encoding="utf-8")
+    assert len(report["differences"]["steps"]) > 4
+    for row, found in report["differences"]["steps"].items():
+        (line,) = {line for line in page.splitlines() if line.startswith(f"| {row} | ")} & {
+            line for line in page.splitlines() if f" {found['scene_difference']:+.1%} (" in line
+        }
+        low, high = found["frechet_difference_interval"]
+        assert f" {found['frechet_difference']:+.1f} ({low:+.1f} to {high:+.1f})" in line
+
+
+@pytest.mark.parametrize(
+    ("study", "groups"),
+    [("pareto", pareto_groups), ("ablation", ablation_groups)],
+    ids=["pareto", "ablation"],
+)
+def test_tables_are_of_the_recipes_that_ship(study, groups):
+    report, groups = report_of(study), groups()
     assert {n: g["rows"] for n, g in report["groups"].items()} == {
         name: [way.name for way in group.ways] for name, group in groups.items()
     }
@@ -49,6 +66,8 @@ def test_no_figure_that_the_command_prints_is_cut_in_80_columns(study, monkeypat
         for figure in (f"{row['flops_speedup']:.2f}x", f"[{low:.1f},", f"{high:.1f}]"):
             assert figure in printed
     for found in (found for group in report["differences"].values() for found in group.values()):
-        low, high = found["judge_difference_interval"]
-        for figure in (f"{found['judge_difference']:+.1%}", f"[{low:+.1%},", f"{high:+.1%}]"):
-            assert figure in printed
+        for name in ("judge", "scene"):
+            low, high = found[f"{name}_difference_interval"]
+            difference = f"{found[f'{name}_difference']:+.1%}"
+            for figure in (difference, f"[{low:+.1%},", f"{high:+.1%}]"):
+                assert figure in printed

@@ -127,7 +127,7 @@ class _Suite:
         self.folder.mkdir(exist_ok=True)
         self.full = self.sample(BASELINE)
         self.baseline = assess(self.full, self.full, captions)
-        self.recipe: Assessed | None = None  # what the rows after it are to be as fast as
+        self.recipe: Assessed | None = None  # what the rows after it are compared with
         self.shown: list[Row] = []
 
     def sample(self, way: Way, n: int | None = None) -> Measured:
@@ -208,6 +208,7 @@ def _ways(suite: _Suite, missing: str) -> Iterator[Way | dict[str, Any]]:
     for name in RECIPES:
         way = recipe_way(name, suite.lora)
         if way is None:
+            suite.recipe = None
             yield {"name": name, "missing": missing}
             continue
         yield way

@@ -82,9 +82,8 @@ def find_lora(asked: Path | None) -> tuple[Lora | None, str]:
     for name in names:
         found = OF_LAYER.fullmatch(name)
         if found is None or found[1] not in layers:
-            raise _no_lora(
-                f"{str(asked)!r} with {name!r}, which is of no layer of the reference model"
-            )
+            of = "which is no lora_A or lora_B of a layer of the reference model"
+            raise _no_lora(f"{str(asked)!r} with {name!r}, {of}")
     return Lora(str(asked), asked), ""
 
 
