@@ -66,8 +66,9 @@ def test_no_figure_that_the_command_prints_is_cut_in_80_columns(study, monkeypat
         for figure in (f"{row['flops_speedup']:.2f}x", f"[{low:.1f},", f"{high:.1f}]"):
             assert figure in printed
     for found in (found for group in report["differences"].values() for found in group.values()):
-        for name in ("judge", "scene"):
-            low, high = found[f"{name}_difference_interval"]
-            difference = f"{found[f'{name}_difference']:+.1%}"
-            for figure in (difference, f"[{low:+.1%},", f"{high:+.1%}]"):
-                assert figure in printed
+        for name, form in (("judge", "+.1%"), ("scene", "+.1%"), ("frechet", "+.1f")):
+            if f"{name}_difference" in found:
+                low, high = found[f"{name}_difference_interval"]
+                assert f"{found[f'{name}_difference']:{form}}" in printed
+                assert f"[{low:{form}}," in printed
+                assert f"{high:{form}}]" in printed

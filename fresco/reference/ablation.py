@@ -22,11 +22,7 @@ SCORES = {
     "random": ("high",),
 }
 BUDGETS = (0.15, 0.5)  # that of the base is 0.3
-THRESHOLDS = (
-    0.24,
-    0.15,
-    0.085,
-)  # which 20, 30 and 50% of the cells of rendered scenes reach, of runs more
+THRESHOLDS = (0.24, 0.15, 0.085)  # which 20, 30, 50% of rendered scenes' cells reach; runs' more
 MULTIPLE = 16  # tokens, with a threshold
 POSITIONS = ("coarse", "phase")  # fine is that of the base
 
