@@ -75,6 +75,19 @@ def test_a_row_of_another_process_is_timed_anew(tiny_flux_pipe, tmp_path, calls,
         assert set(timed.loop_s).isdisjoint(first.loop_s)
 
 
+def test_new_batches_are_timed_before_a_second_kept_one(
+    tiny_flux_pipe, tmp_path, calls, monkeypatch
+):
+    measure(tiny_flux_pipe, PLAIN, PROMPTS[:4], HOW, tmp_path)
+    monkeypatch.setattr(measured, "PROCESS", "another")
+    monkeypatch.setattr(bench, "TIMED_BATCHES", 2)
+    calls.clear()
+    row = measure(tiny_flux_pipe, PLAIN, PROMPTS, HOW, tmp_path)
+    assert calls == [(0, 2, 2), (0, 2, 2), (4, 1, 2)]  # the first warms up
+    assert len(row.images) == len(PROMPTS)
+    assert len(row.loop_s) == 3
+
+
 def test_kept_pictures_of_other_code_are_noticed(tiny_flux_pipe, tmp_path, monkeypatch):
     measure(tiny_flux_pipe, PLAIN, PROMPTS[:2], HOW, tmp_path)
     monkeypatch.setattr(measured, "PROCESS", "another")

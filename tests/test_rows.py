@@ -93,9 +93,10 @@ def test_fresco_is_the_recipes_that_ship_and_rivals_those_that_name_a_paper():
     assert set(groups) == {"fresco", *fewer, *rivals}
     assert [way.name for way in groups["ralu"].ways] == [f"ralu {x}x" for x in rows.SPEEDUPS]
     assert [way.steps for way in groups["ralu"].ways] == [150, 100, 60, 43, 30]  # 50 at 6x
-    shipped = ("quality", "quality", "5x", "balanced", "balanced")
+    shipped = ("quality", "quality", "balanced", "balanced", "10x")
     for name, way in zip(shipped, groups["fresco"].ways, strict=True):
         assert load_recipe(way.recipe).stages == load_recipe(f"reference_{name}").stages
+    assert groups["fewer, shifted"].ways == (*groups["fresco"].ways[:-1], rows.shifted(5))
 
 
 @pytest.mark.parametrize(

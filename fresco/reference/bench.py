@@ -5,8 +5,8 @@ file of its own, so that comparisons of more captions or fewer share what they h
 The file's name depends on everything that the caller chooses and on the weights, but not on
 fresco's code. Rows are compared by seconds in full steps taken beside a few of their batches, so
 that a machine which slows down, or has other work for a while, slows both. Seconds are those of
-one process: of a row that an earlier one sampled a few batches are sampled again, which shows too
-whether they are still the same.
+one process: of a row that an earlier one sampled a batch is sampled again, which shows too whether
+it is still the same, and more of them where few are new.
 """
 
 from __future__ import annotations
@@ -151,9 +151,7 @@ def measure(
     """
     batches = _batches(way, prompts, how, weights_digest(pipe), folder)
     made = {batch: row for batch in batches if (row := load_row(batch.path))}
-    untimed = [batch for batch in batches if batch not in made or not made[batch].loop_s]
-    n_timed = len(batches) - len(untimed)
-    to_time = untimed[: max(0, TIMED_BATCHES - n_timed)] if timed else []
+    to_time = _to_time(batches, made) if timed else []
     to_sample = [batch for batch in batches if batch not in made or batch in to_time]
     on_pictures(_n_pictures(made))
     if to_sample:
@@ -189,6 +187,14 @@ def _batches(
         own = replace(how, seed=how.seed + start)
         batches.append(_Batch(part, own, folder / f"{batch_key(way, part, own, weights)}.pt"))
     return batches
+
+
+def _to_time(batches: Sequence[_Batch], made: Mapping[_Batch, Measured]) -> list[_Batch]:
+    """Batches to take the seconds of: one that is kept, then new ones, which cost nothing more."""
+    new = [batch for batch in batches if batch not in made]
+    kept = [batch for batch in batches if batch in made and not made[batch].loop_s]
+    n_timed = len(batches) - len(new) - len(kept)
+    return [*kept[:1], *new, *kept[1:]][: max(0, TIMED_BATCHES - n_timed)]
 
 
 def _drawn(
