@@ -10,7 +10,6 @@ import torch
 
 import fresco
 from fresco.recipe import load_recipe
-from fresco.reference.rows import second_order
 from fresco.request import PlanRequest
 from fresco.schedule import Plan, Step, make_plan
 from fresco.solver import read_flow, solver_velocity, write_velocity
@@ -177,8 +176,7 @@ def test_lifts_from_the_last_call_take_the_model_s_own_estimate(tiny_flux_pipe, 
 
 
 def test_full_steps_of_second_order_keep_the_schedule():
-    way = second_order(5)
-    plan = make_plan(load_recipe(way.recipe), PlanRequest(5, 8, 8, shift=lambda _: 1.0))
+    plan = make_plan(load_recipe(SECOND), PlanRequest(6, 8, 8, shift=lambda _: 1.0))
     assert plan.keeps_schedule
     assert {step.order for step in plan.steps} == {2}
 
