@@ -144,17 +144,24 @@ def test_rows_are_compared_in_full_steps_beside_them(tiny_flux_pipe, tmp_path, m
 
     def clock(n_pictures):
         timed.append(n_pictures)
-        is_before = len(timed) % 2 == 1
-        return (1 if is_before else 3) * n_pictures * n[-1]  # slower after a batch than before it
+        return n_pictures * next(readings)
 
-    timed = []
+    timed, readings = [], iter((1.0, 3.0, 9.0))  # slower after a batch than before it
     monkeypatch.setattr(bench, "step_clock", lambda _: clock)
     tiny_flux_pipe._num_timesteps = 2
     row = measure(tiny_flux_pipe, PLAIN, PROMPTS[:4], HOW, tmp_path, before)
     assert row.loop_s == (10.0, 10.0, 30.0, 30.0)
     assert row.step_s == (2.0, 2.0, 6.0, 6.0)
     assert (row.loop_in_steps, row.call_in_steps) == (5.0, 6.0)
-    assert timed == [2, 2, 2, 2]
+    assert timed == [2, 2, 2]  # what is read between two batches is of both
+
+
+def test_a_batch_of_another_size_has_a_reading_of_its_own(tiny_flux_pipe, tmp_path, monkeypatch):
+    timed = []
+    monkeypatch.setattr(bench, "step_clock", lambda _: lambda n: timed.append(n) or float(n))
+    row = measure(tiny_flux_pipe, PLAIN, PROMPTS[2:], HOW, tmp_path)
+    assert timed == [2, 2, 1, 1]
+    assert row.step_s == (1.0, 1.0, 1.0)
 
 
 def test_the_first_batches_of_a_row_are_timed(tiny_flux_pipe, tmp_path, monkeypatch):

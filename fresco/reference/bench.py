@@ -160,8 +160,10 @@ def measure(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FrescoWarning)  # so few steps hit no cache
                 _sample(pipe, batches[0].prompts, batches[0].how, _warm_up_steps(way))
+            reading = None  # of the clock, after the batch before
             for batch in to_sample:
-                row = _drawn(pipe, way, batch, handle, step_s if batch in to_time else None)
+                clock = step_s if batch in to_time else None
+                row, reading = _drawn(pipe, way, batch, handle, clock, reading)
                 _check_same(row.images, made.get(batch), batch.path)
                 made[batch] = row
                 save_row(row, batch.path)
@@ -197,23 +199,34 @@ def _to_time(batches: Sequence[_Batch], made: Mapping[_Batch, Measured]) -> list
     return [*kept[:1], *new, *kept[1:]][: max(0, TIMED_BATCHES - n_timed)]
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """Seconds of a full step for so many pictures."""
+
+    n: int
+    seconds: float
+
+
 def _drawn(
     pipe: FluxPipeline,
     way: Way,
     batch: _Batch,
     handle: Accelerated | None,
     step_s: Callable[[int], float] | None,
-) -> Measured:
-    """Pictures of one call; their seconds too if there is a clock."""
+    before: _Reading | None,
+) -> tuple[Measured, _Reading | None]:
+    """Pictures of one call; their seconds too if there is a clock, and what it says after them."""
     n = len(batch.prompts)
-    before_s = 0.0 if step_s is None else step_s(n)  # a machine may slow down as the batch goes on
+    if step_s and (before is None or before.n != n):  # a machine may slow down as the batch goes on
+        before = _Reading(n, step_s(n))
     images, loop_s, call_s = _sample(pipe, batch.prompts, batch.how, way.steps)
     row = Measured(images, (), (_full_steps(handle, way),) * n, pipe.num_timesteps, (), ())
-    if step_s is None:
-        return row
-    mean_s = (before_s + step_s(n)) / 2
+    if step_s is None or before is None:
+        return row, None
+    after = _Reading(n, step_s(n))
+    mean_s = (before.seconds + after.seconds) / 2
     loop, call, step = ((each / n,) * n for each in (loop_s, call_s, mean_s))
-    return replace(row, loop_s=loop, call_s=call, step_s=step)
+    return replace(row, loop_s=loop, call_s=call, step_s=step), after
 
 
 def _accelerated(
