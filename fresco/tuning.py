@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,10 @@ class Goal:
             return found.seconds <= self.seconds
         return found.quality >= (self.min_judge or 0)
 
-    def rank(self, found: Found) -> float:
-        """What the best of those that meet it has most of."""
-        return found.quality if self.min_judge is None else found.speedup
+    def rank(self, found: Found) -> tuple[float, float]:
+        """What the best of those that meet it has most of; of equal ones, the better otherwise."""
+        by = (found.quality, found.speedup)
+        return by if self.min_judge is None else by[::-1]
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,8 @@ def pick_candidates(
     Args:
         pipe: The pipeline.
         picture: Sizes, steps, guidance.
-        goal: With a speed in it, those nearest to that speed; else evenly over all speeds.
+        goal: With a speed in it, those nearest to that speed, of each kind of stages in turn; else
+            evenly over all speeds.
         plain: The plain run.
         n: How many.
 
@@ -176,9 +179,18 @@ def pick_candidates(
     if goal.min_judge is None:
         target = goal.speedup or plain.seconds / (goal.seconds or 1)
         nearest = sorted(by_speed, key=lambda each: abs(math.log(speeds[id(each)] / target)))
-        return sorted(nearest[:n], key=lambda each: speeds[id(each)])
+        return sorted(_kinds_in_turn(nearest)[:n], key=lambda each: speeds[id(each)])
     last = len(by_speed) - 1
     return [by_speed[round(i * last / max(1, n - 1))] for i in range(min(n, len(by_speed)))]
+
+
+def _kinds_in_turn(contents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same, the first of each kind of stages before the second of any: many cost the same."""
+    kinds: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for content in contents:
+        cells = tuple(stage["cell"] for stage in content["stages"])
+        kinds.setdefault(cells, []).append(content)
+    return [each for turn in zip_longest(*kinds.values()) for each in turn if each]
 
 
 def measure(

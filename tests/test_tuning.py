@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import islice, pairwise
 
 import pytest
@@ -52,6 +53,14 @@ def test_every_candidate_is_a_valid_recipe():
         load_recipe(content)
     for content in candidates("FluxTransformer2DModel", {"steps": 1}):
         load_recipe(content)  # every stage keeps a step
+
+
+def test_recipes_that_ship_for_the_reference_model_are_among_the_candidates():
+    baseline = {"steps": 50, "height": 256, "width": 256}
+    tried = [load_recipe(each) for each in candidates("FluxTransformer2DModel", baseline)]
+    for name in ("reference_balanced", "reference_quality", "reference_10x"):
+        stages = load_recipe(name).stages
+        assert [each.stages == stages and not each.stack for each in tried].count(True) == 1
 
 
 def test_a_search_prints_its_pareto_set_and_writes_the_best(arguments, tmp_path, monkeypatch):
@@ -168,16 +177,25 @@ def test_the_best_is_what_the_goal_says(goal, speedup):
     assert (best.speedup if best else None) == speedup
 
 
+@pytest.mark.parametrize("goal", [Goal(speedup=2), Goal(seconds=5), Goal(min_judge=20)])
+def test_the_best_is_one_that_nothing_beats(goal):
+    equal = [found(2, 20), found(4, 20), found(4, 19), found(3, 20)]
+    assert best_of(equal, goal) in pareto(equal)
+    assert best_of(equal, goal) == found(4, 20)
+
+
 def test_candidates_are_picked_around_the_speed_that_is_asked_for(folder):
-    pipe = fresco.reference.load(folder)
+    pipe, picture = fresco.reference.load(folder), replace(PICTURE, steps=50)
     plain = Plain(torch.zeros(1, 3, 64, 64), 1.0, 40)
-    for speed in (2, 4):
-        chosen = pick_candidates(pipe, PICTURE, Goal(speedup=speed), plain, 6)
+    for speed in (4, 7):
+        chosen = pick_candidates(pipe, picture, Goal(speedup=speed), plain, 6)
+        kinds = {tuple(stage["cell"] for stage in each["stages"]) for each in chosen}
+        assert kinds == {(1,), (2, "mixed", 1), (2, 1), (4, 2, 1)}
         speeds = [fresco.plan(pipe, each, text_tokens=40).flops_speedup for each in chosen]
         assert len(speeds) == 6
         assert speeds == sorted(speeds)
         assert all(0.8 * speed < each < 1.25 * speed for each in speeds)
-    wide = pick_candidates(pipe, PICTURE, Goal(min_judge=0.5), plain, 6)
+    wide = pick_candidates(pipe, picture, Goal(min_judge=0.5), plain, 6)
     speeds = [fresco.plan(pipe, each, text_tokens=40).flops_speedup for each in wide]
     assert speeds[-1] > 2 * speeds[0]
 
