@@ -171,7 +171,7 @@ def test_pictures_have_the_speedups_of_the_table(asked, sampled, monkeypatch, tm
 def test_rows_with_a_lora_are_kept_by_its_content(asked, sampled, lora_file):
     run_headline(with_(asked, lora=lora_file))
     first = dict(sampled)
-    save_file({"transformer.proj_out.lora_A.weight": torch.ones(1, 1)}, lora_file)
+    save_file({"transformer.proj_out.lora_A.weight": torch.ones(1, 192)}, lora_file)
     run_headline(with_(asked, lora=lora_file))
     own = {"reference_22x", *(f"distilled, {n} steps" for n in (8, 4, 2, 1))}
     assert {name for name in first if first[name] != sampled[name]} == own
@@ -207,6 +207,7 @@ def test_the_whole_suite_on_a_tiny_pipeline(tiny_flux_pipe, monkeypatch, tmp_pat
     monkeypatch.setattr(headline_rows, "DISTILLED_STEPS", (1,))
     monkeypatch.setattr(headline, "DISTILLED_STEPS", (1,))
     monkeypatch.setattr(headline, "load", lambda **_: tiny_flux_pipe)
+    monkeypatch.setattr(headline_rows, "build_transformer", lambda: tiny_flux_pipe.transformer)
     out = tmp_path / "headline.json"
     files = {"json": out, "lora": file, "folder": tmp_path / "rows", "png": tmp_path / "a.png"}
     options = [text for name, path in files.items() for text in (f"--{name}", str(path))]

@@ -46,8 +46,11 @@ def test_the_lora_that_is_asked_for_is_in_the_recipes(lora_file):
         ({"proj_out.weight": torch.ones(1)}, ", which holds none"),
         ({"unet.mid.lora_A.weight": torch.ones(1)}, " with '.*', which is no lora_A"),
         ({"transformer.mid.lora_A.weight": torch.ones(1)}, " with '.*', which is no lora_A"),
+        ({"transformer.proj_out.lora_A.weight": torch.ones(8, 3)}, r" with '.*' of shape \[8, 3\]"),
+        ({"transformer.proj_out.lora_B.weight": torch.ones(3, 8)}, r" with '.*' of shape \[3, 8\]"),
+        ({"transformer.proj_out.lora_B.weight": torch.ones(8)}, r" with '.*' of shape \[8\]"),
     ],
-    ids=["no tensors", "no LoRA", "another part's", "another model's"],
+    ids=["no tensors", "no LoRA", "another part's", "another model's", "A", "B", "no matrix"],
 )
 def test_a_file_that_holds_no_lora_is_refused(lora_file, content, got):
     if isinstance(content, bytes):

@@ -24,7 +24,7 @@ RECIPES = ("reference_10x", "reference_22x")
 DISTILLED_STEPS = (8, 4, 2, 1)
 STRETCHED = (1.2, 1.6, 2.1, 2.8)  # intervals of caches by speedup: a reused step is not free
 THRESHOLDS = (0.5, 2.0)  # of the first-block cache
-OF_LAYER = re.compile(r"transformer\.(.+)\.lora_[AB]\.weight")  # a tensor's name in a LoRA
+OF_LAYER = re.compile(r"transformer\.(.+)\.lora_([AB])\.weight")  # a tensor's name in a LoRA
 SHIPPED = "package:fresco.reference/weights/lora/pytorch_lora_weights.safetensors"
 
 
@@ -72,18 +72,22 @@ def find_lora(asked: Path | None) -> tuple[Lora | None, str]:
         raise _no_lora(f"nothing at {str(asked)!r}")
     try:
         with safe_open(asked, "pt") as file:
-            names = list(file.keys())
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise _no_lora(f"{str(asked)!r}, which cannot be read: {error}") from error
-    if not any("lora_" in name for name in names):
+    if not any("lora_" in name for name in shapes):
         raise _no_lora(f"{str(asked)!r}, which holds none")
     with torch.device("meta"):
-        layers = {name for name, _ in build_transformer().named_modules()}
-    for name in names:
+        layers = dict(build_transformer().named_modules())
+    for name, shape in shapes.items():
         found = OF_LAYER.fullmatch(name)
-        if found is None or found[1] not in layers:
+        if found is None or not isinstance(layer := layers.get(found[1]), torch.nn.Linear):
             of = "which is no lora_A or lora_B of a layer of the reference model"
             raise _no_lora(f"{str(asked)!r} with {name!r}, {of}")
+        side = "BA".index(found[2])  # B is [out, rank], A is [rank, in]
+        if len(shape) != 2 or shape[side] != layer.weight.shape[side]:
+            of = f"of shape {shape} on a weight of {list(layer.weight.shape)}"
+            raise _no_lora(f"{str(asked)!r} with {name!r} {of}")
     return Lora(str(asked), asked), ""
 
 
