@@ -2,66 +2,119 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import chain, product
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, product, zip_longest
 from typing import Any
 
+from fresco.errors import FrescoError
+from fresco.planner import plan as forecast_of
+from fresco.registry import adapter_of
+from fresco.request import PlanRequest
 from fresco.stages import StageConfig, least_of_order_2, stage_bounds
 
-FULL_SHARES = (0.08, 0.1, 0.14, 0.2, 0.3, 0.4)  # of the requested steps, all on the full grid
+FULL_SHARES = (0.04, 0.08, 0.1, 0.14, 0.2, 0.3, 0.4, 0.6)  # of the requested steps, all full
 FINE_SHARES = (0.06, 0.1, 0.14, 0.25, 0.4)  # full or mixed ones after coarse ones
 COARSE_SHARES = (0.08, 0.16, 0.24)  # on cells of 2 x 2 tokens
 UNTIL_SIGMAS = (0.55, 0.7, 0.8)  # where the coarse stage ends
-SHIFT = 5.0  # of noise levels near to noise, where few steps are best spent
+NEARER = 2.0  # to noise, by the shift: where few steps are best spent
 MIXED_UNTIL = (0.15, 0.4)  # where a mixed stage ends
 BUDGETS = (0.3, 0.5)  # share of its cells that are fine
-THRESHOLDS = (None, 0.05, 0.1)  # of the first-block cache; None: no cache
+STACKS: tuple[list[dict[str, Any]], ...] = (
+    [],
+    *([{"kind": "cache", "method": "first_block", "threshold": each}] for each in (0.05, 0.1)),
+)
 
+Content = dict[str, Any]
 Stages = list[dict[str, Any]]
 
 
-def candidates(model: str, baseline: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Make every recipe of the search, no two the same unless steps are few.
+def pick_candidates(
+    pipe: Any, baseline: Content, n_text: int, speed: float | None, n: int
+) -> list[Content]:
+    """Pick candidates by their FLOPs, before anything is sampled.
+
+    Of each kind in turn (sides of the cells; with a cache, and without), since many of one kind
+    cost the same. What a plan refuses for this pipeline is left out.
 
     Args:
-        model: Class of the transformer.
-        baseline: As recipes have it; its steps are what shares refer to.
+        pipe: The pipeline.
+        baseline: As recipes have it, with height and width.
+        n_text: Text tokens of a call.
+        speed: Those that reach this speedup by FLOPs are picked first, the nearest to it before
+            others; None: evenly over those of a kind, by speed.
+        n: How many.
 
     Returns:
-        Contents of recipes: full steps alone; a coarse step, mixed ones that are fine at edges
-        and a full one; two whole-grid stages, or three of them (cells of 4 x 4 first). Stages
-        of second order where they have steps enough.
+        Contents of recipes, the slowest first.
+
+    Raises:
+        FrescoError: If no candidate has a plan; that of the first.
+    """
+    shift = _own_shift(pipe, baseline)
+    nearer = {} if shift is None else {"shift": round(NEARER * shift, 3)}
+    recipe = {"schema": 1, "model": type(pipe.transformer).__name__, "baseline": baseline}
+    found: list[tuple[float, Content]] = []
+    refused = None
+    for stages in all_stages(baseline["steps"], nearer):
+        try:
+            plan = forecast_of(pipe, {**recipe, "stages": stages}, text_tokens=n_text)
+        except FrescoError as error:
+            refused = refused or error
+        else:
+            found += [
+                (plan.flops_speedup, {**recipe, "stages": stages, "stack": s}) for s in STACKS
+            ]
+    if refused and not found:
+        raise refused
+    found.sort(key=lambda each: each[0])
+    if speed is not None:
+        found.sort(key=lambda each: (each[0] < speed, abs(math.log(each[0] / speed))))
+    kinds = _kinds(found)
+    if speed is None:
+        kinds = [_evenly(kind, math.ceil(n / len(kinds))) for kind in kinds]
+    in_turn = [each for turn in zip_longest(*kinds) for each in turn if each]
+    return [content for _, content in sorted(in_turn[:n], key=lambda each: each[0])]
+
+
+def all_stages(n: int, nearer: Mapping[str, float]) -> list[Stages]:
+    """Make the stages of every candidate, none twice.
+
+    Args:
+        n: Steps of the plain run, which shares refer to.
+        nearer: The shift of noise levels nearer to noise than the scheduler's own, or nothing.
+
+    Returns:
+        Full steps alone; a coarse step, mixed ones that are fine at edges and a full one; two
+        whole-grid stages, or three of them (cells of 4 x 4 first). The last stage, and a mixed
+        one, are of second order where they have steps enough.
 
     Example:
-        >>> len(list(candidates("FluxTransformer2DModel", {"steps": 50})))
-        366
+        >>> len(all_stages(50, {"shift": 5.0}))
+        126
     """
-    n = baseline["steps"]
-    for stages, threshold in product(chain(_full(n), _edges(n), _whole_grids(n)), THRESHOLDS):
-        stack = [{"kind": "cache", "method": "first_block", "threshold": threshold}]
-        yield {
-            "schema": 1,
-            "model": model,
-            "baseline": baseline,
-            "stages": _of_second_order(stages),
-            "stack": stack if threshold else [],
-        }
+    made = map(_of_second_order, chain(_full(n, nearer), _edges(n, nearer), _whole_grids(n)))
+    return list({json.dumps(stages): stages for stages in made}.values())
 
 
-def _full(n: int) -> Iterator[Stages]:
+def _full(n: int, nearer: Mapping[str, float]) -> Iterator[Stages]:
     """Fewer full steps, at the scheduler's noise levels or nearer to noise."""
-    for share, shift in product(FULL_SHARES, ({}, {"shift": SHIFT})):
-        yield [{"cell": 1, "steps": _share(n, share), **shift}]
+    for steps in (_share(n, share) for share in FULL_SHARES):
+        if steps < n:
+            yield [{"cell": 1, "steps": steps}]
+        if nearer and steps > 1:  # one step is from pure noise to none
+            yield [{"cell": 1, "steps": steps, **nearer}]
 
 
-def _edges(n: int) -> Iterator[Stages]:
+def _edges(n: int, nearer: Mapping[str, float]) -> Iterator[Stages]:
     """A coarse step, full resolution where there are edges, and a full step."""
     for share, until, budget in product(FINE_SHARES, MIXED_UNTIL, BUDGETS):
         mixed = {
             "cell": "mixed",
             "steps": _share(n, share),
             "until_sigma": until,
-            "shift": SHIFT,
+            **nearer,
             "lift": {"form": "latent", "to_sigma": 0.99},
             "promote": {"score": "edges", "budget": budget},
         }
@@ -89,3 +142,28 @@ def _of_second_order(stages: Stages) -> Stages:
     enough = [s["steps"] >= least_of_order_2(*b) for s, b in zip(stages, bounds, strict=True)]
     may = [stage["cell"] in ("mixed", 1) and so for stage, so in zip(stages, enough, strict=True)]
     return [s | {"order": 2} if so else s for s, so in zip(stages, may, strict=True)]
+
+
+def _kinds(found: Iterable[tuple[float, Content]]) -> list[list[tuple[float, Content]]]:
+    """By sides of the cells, and whether there is a cache."""
+    kinds: dict[tuple[Any, ...], list[tuple[float, Content]]] = {}
+    for speed, content in found:
+        kind = (*(stage["cell"] for stage in content["stages"]), bool(content["stack"]))
+        kinds.setdefault(kind, []).append((speed, content))
+    return list(kinds.values())
+
+
+def _evenly(kind: list[tuple[float, Content]], n: int) -> list[tuple[float, Content]]:
+    """So many, or all, with as many between any two."""
+    last = len(kind) - 1
+    return [kind[round(i * last / max(1, n - 1))] for i in range(min(n, len(kind)))]
+
+
+def _own_shift(pipe: Any, baseline: Content) -> float | None:
+    """The scheduler's shift for the picture's tokens; None: it has whole timesteps, and none."""
+    adapter = adapter_of(pipe)
+    rows, columns = adapter.grid(pipe, baseline["height"], baseline["width"])
+    frames = adapter.latent_frames(pipe, baseline.get("frames", 1)) - adapter.still_frames(pipe)
+    steps = baseline["steps"]
+    request = PlanRequest.of(adapter, pipe.scheduler, steps, rows, columns, frames=frames)
+    return None if request.levels else request.shift(rows * columns * frames)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -51,16 +51,17 @@ def tune(
     """
     with clear_errors():
         with console.status("Loading"):
+            from fresco.candidates import pick_candidates
             from fresco.output import make_directory, make_place
             from fresco.pictures import PictureRequest, load_pipe
             from fresco.tuning import (
                 Goal,
+                baseline_of,
                 best_of,
                 check_goal,
                 measure,
                 open_study,
                 pareto,
-                pick_candidates,
                 sample_plain,
             )
             from fresco.validation import find_judge
@@ -83,7 +84,8 @@ def tune(
         with progress_bar() as bar:
             advance = named_tasks(bar)
             plain = sample_plain(pipe, picture, asked, folder, advance)
-            chosen = pick_candidates(pipe, picture, goal, plain, tries)
+            baseline, asked_speed = baseline_of(picture, plain), goal.speed(plain.seconds)
+            chosen = pick_candidates(pipe, baseline, plain.n_text_tokens, asked_speed, tries)
             for i, content in enumerate(chosen):
                 each = measure(pipe, picture, asked, content, plain, judge, folder, lambda *_: None)
                 found += [each] if each else []
@@ -111,12 +113,20 @@ def write_recipe(best: Found, path: Path, hint: str) -> None:
 
 
 def _table(front: Sequence[Found], best: Found | None, quality: str) -> Table:
-    columns = ("", "speedup", "loop s", quality, "stages (cell x steps)", "cache")
+    columns = ("", "speedup", "loop s", quality, "stages (cell x steps to sigma)", "cache")
     table = Table(*columns, title="Pareto set", box=box.SIMPLE_HEAD, pad_edge=False)
     for each in front:
-        stages = ", ".join(f"{s['cell']} x {s['steps']}" for s in each.recipe["stages"])
+        stages = " + ".join(map(_stage, each.recipe["stages"]))
         cache = ", ".join(f"{entry['threshold']:g}" for entry in each.recipe["stack"])
         mark = "best" if each is best else ""
         figures = (f"{each.speedup:.2f}x", f"{each.seconds:.3g}", f"{each.quality:.4g}")
         table.add_row(mark, *figures, stages, cache or "-")
     return table
+
+
+def _stage(stage: Mapping[str, Any]) -> str:
+    """What candidates differ in."""
+    budget = f" at {stage['promote']['budget']:.0%}" if "promote" in stage else ""
+    until = f" to {stage['until_sigma']:g}" if "until_sigma" in stage else ""
+    shift = f", shift {stage['shift']:g}" if "shift" in stage else ""
+    return f"{stage['cell']} x {stage['steps']}{budget}{until}{shift}"

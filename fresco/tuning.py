@@ -8,7 +8,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,9 @@ import torch
 from torch import Tensor
 
 from fresco.api import accelerate
-from fresco.candidates import candidates
 from fresco.errors import FrescoError, FrescoWarning
 from fresco.output import write_text
 from fresco.pictures import PictureRequest, as_pictures, call_pipe, per_picture
-from fresco.planner import plan as forecast_of
 from fresco.quality import psnr_db
 from fresco.recipe import load_recipe
 from fresco.validation import Judge
@@ -45,6 +42,10 @@ class Goal:
     speedup: float | None = None
     min_judge: float | None = None
     seconds: float | None = None
+
+    def speed(self, plain_s: float) -> float | None:
+        """Speedup over a plain run of so many seconds that is asked for; None: none is."""
+        return self.speedup or (plain_s / self.seconds if self.seconds else None)
 
     def meets(self, found: Found) -> bool:
         """Whether a candidate is good enough."""
@@ -144,53 +145,12 @@ def sample_plain(
     return found
 
 
-def pick_candidates(
-    pipe: Any, picture: PictureRequest, goal: Goal, plain: Plain, n: int
-) -> list[dict[str, Any]]:
-    """Pick candidates by their FLOPs, before anything is sampled.
-
-    Args:
-        pipe: The pipeline.
-        picture: Sizes, steps, guidance.
-        goal: With a speed in it, those nearest to that speed, of each kind of stages in turn; else
-            evenly over all speeds.
-        plain: The plain run.
-        n: How many.
-
-    Returns:
-        Contents of recipes, the slowest first.
-    """
-    h, w = plain.images.shape[-2:]
-    baseline: dict[str, Any] = {"steps": picture.steps, "height": h, "width": w}
-    if picture.guidance is not None:
-        baseline["guidance"] = picture.guidance
-    if picture.frames is not None:
-        baseline["frames"] = picture.frames
-    known = {
-        json.dumps(each): each for each in candidates(type(pipe.transformer).__name__, baseline)
-    }
-
-    def speed(content: Mapping[str, Any]) -> float:
-        found = forecast_of(pipe, content, text_tokens=plain.n_text_tokens)
-        return found.flops_speedup
-
-    speeds = {id(each): speed(each) for each in known.values()}  # once each: a plan takes a while
-    by_speed = sorted(known.values(), key=lambda each: speeds[id(each)])
-    if goal.min_judge is None:
-        target = goal.speedup or plain.seconds / (goal.seconds or 1)
-        nearest = sorted(by_speed, key=lambda each: abs(math.log(speeds[id(each)] / target)))
-        return sorted(_kinds_in_turn(nearest)[:n], key=lambda each: speeds[id(each)])
-    last = len(by_speed) - 1
-    return [by_speed[round(i * last / max(1, n - 1))] for i in range(min(n, len(by_speed)))]
-
-
-def _kinds_in_turn(contents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same, the first of each kind of stages before the second of any: many cost the same."""
-    kinds: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for content in contents:
-        cells = tuple(stage["cell"] for stage in content["stages"])
-        kinds.setdefault(cells, []).append(content)
-    return [each for turn in zip_longest(*kinds.values()) for each in turn if each]
+def baseline_of(picture: PictureRequest, plain: Plain) -> dict[str, Any]:
+    """What recipes of this search say of the plain run."""
+    height, width = plain.images.shape[-2:]
+    given = {"guidance": picture.guidance, "frames": picture.frames}
+    more = {name: value for name, value in given.items() if value is not None}
+    return {"steps": picture.steps, "height": height, "width": width, **more}
 
 
 def measure(

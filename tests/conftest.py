@@ -197,6 +197,9 @@ def lora_file(tmp_path):
     """A file that names a layer of the reference model, and how it was made beside it."""
     (tmp_path / "lora").mkdir()
     file = tmp_path / "lora" / "pytorch_lora_weights.safetensors"
-    save_file({"transformer.proj_out.lora_A.weight": torch.zeros(1, 192)}, file)
+    pair = {"A": torch.zeros(1, 192), "B": torch.zeros(16, 1)}
+    save_file(
+        {f"transformer.proj_out.lora_{side}.weight": each for side, each in pair.items()}, file
+    )
     (tmp_path / "lora" / "provenance.json").write_text('{"steps": 7}')
     return file

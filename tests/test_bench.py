@@ -86,6 +86,10 @@ def test_new_batches_are_timed_before_a_second_kept_one(
     assert calls == [(0, 2, 2), (0, 2, 2), (4, 1, 2)]  # the first warms up
     assert len(row.images) == len(PROMPTS)
     assert len(row.loop_s) == 3
+    calls.clear()
+    row = measure(tiny_flux_pipe, PLAIN, [*PROMPTS[:4], "a ring", "a ring"], HOW, tmp_path)
+    assert calls == [(0, 2, 2), (4, 2, 2)]  # one kept batch is timed already
+    assert len(row.loop_s) == 4
 
 
 def test_kept_pictures_of_other_code_are_noticed(tiny_flux_pipe, tmp_path, monkeypatch):

@@ -39,18 +39,33 @@ def test_the_lora_that_is_asked_for_is_in_the_recipes(lora_file):
     assert headline_rows.recipe_way("reference_10x", None).steps == 50
 
 
+def pair(a, b, layer="proj_out"):
+    shapes = {"A": a, "B": b}
+    return {
+        f"transformer.{layer}.lora_{side}.weight": torch.ones(shape)
+        for side, shape in shapes.items()
+        if shape
+    }
+
+
 @pytest.mark.parametrize(
     ("content", "got"),
     [
         (b"a LoRA", ", which cannot be read"),
         ({"proj_out.weight": torch.ones(1)}, ", which holds none"),
         ({"unet.mid.lora_A.weight": torch.ones(1)}, " with '.*', which is no lora_A"),
-        ({"transformer.mid.lora_A.weight": torch.ones(1)}, " with '.*', which is no lora_A"),
-        ({"transformer.proj_out.lora_A.weight": torch.ones(8, 3)}, r" with '.*' of shape \[8, 3\]"),
-        ({"transformer.proj_out.lora_B.weight": torch.ones(3, 8)}, r" with '.*' of shape \[3, 8\]"),
-        ({"transformer.proj_out.lora_B.weight": torch.ones(8)}, r" with '.*' of shape \[8\]"),
+        (pair((8, 192), (16, 8), "mid"), " with 'mid', no linear layer"),
+        (pair((8, 192), (16, 8), "norm_out"), " with 'norm_out', no linear layer"),
+        (pair((8, 3), (16, 8)), r" with .*\[8, 3\].* of \[16, 192\]"),
+        (pair((8, 192), (3, 8)), r" with .*\[3, 8\].* of \[16, 192\]"),
+        (pair((8, 192), (16, 4)), r" with .*\[16, 4\].* of \[16, 192\]"),
+        (pair((8, 192), None), r" with {'A': \[8, 192\]} on"),
+        (pair(None, (16, 8)), r" with {'B': \[16, 8\]} on"),
     ],
-    ids=["no tensors", "no LoRA", "another part's", "another model's", "A", "B", "no matrix"],
+    ids=[
+        *("no tensors", "no LoRA", "another part's", "another model's", "no linear layer"),
+        *("inputs", "outputs", "ranks", "no B", "no A"),
+    ],
 )
 def test_a_file_that_holds_no_lora_is_refused(lora_file, content, got):
     if isinstance(content, bytes):

@@ -7,7 +7,7 @@ import pytest
 
 from fresco.cost import pass_flops
 from fresco.recipe import load_recipe
-from fresco.reference import ablation, rows
+from fresco.reference import ablation, rows, studies
 from fresco.reference.transformer import build_transformer
 from fresco.request import PlanRequest
 from fresco.schedule import make_plan
@@ -25,6 +25,13 @@ def test_a_name_stands_for_one_way_and_no_two_names_for_the_same():
     assert all(named[way.name] == way for way in ways)
     contents = {json.dumps([way.recipe, way.steps], sort_keys=True) for way in ways}
     assert len(contents) == len(named)
+
+
+def test_every_group_can_be_asked_for():
+    for groups in (ablation.ablation_groups(), rows.pareto_groups()):
+        asked = list(groups)[::-1]
+        found = studies.pick_groups(groups, ",".join(asked))  # no name has a comma
+        assert [group.name for group in found] == asked
 
 
 def test_every_row_is_a_valid_recipe():

@@ -5,8 +5,8 @@ file of its own, so that comparisons of more captions or fewer share what they h
 The file's name depends on everything that the caller chooses and on the weights, but not on
 fresco's code. Rows are compared by seconds in full steps taken beside a few of their batches, so
 that a machine which slows down, or has other work for a while, slows both. Seconds are those of
-one process: of a row that an earlier one sampled a batch is sampled again, which shows too whether
-it is still the same, and more of them where few are new.
+one process: a row that an earlier one sampled has one batch sampled again, which shows too whether
+it is still the same, and more where few are new.
 """
 
 from __future__ import annotations
@@ -192,11 +192,12 @@ def _batches(
 
 
 def _to_time(batches: Sequence[_Batch], made: Mapping[_Batch, Measured]) -> list[_Batch]:
-    """Batches to take the seconds of: one that is kept, then new ones, which cost nothing more."""
+    """Batches to time: one that is kept, if none is timed; new ones, which cost nothing more."""
     new = [batch for batch in batches if batch not in made]
     kept = [batch for batch in batches if batch in made and not made[batch].loop_s]
     n_timed = len(batches) - len(new) - len(kept)
-    return [*kept[:1], *new, *kept[1:]][: max(0, TIMED_BATCHES - n_timed)]
+    n_first = 0 if n_timed else 1
+    return [*kept[:n_first], *new, *kept[n_first:]][: max(0, TIMED_BATCHES - n_timed)]
 
 
 @dataclass(frozen=True)
@@ -217,14 +218,14 @@ def _drawn(
 ) -> tuple[Measured, _Reading | None]:
     """Pictures of one call; their seconds too if there is a clock, and what it says after them."""
     n = len(batch.prompts)
-    if step_s and (before is None or before.n != n):  # a machine may slow down as the batch goes on
+    if step_s and (before is None or before.n != n):
         before = _Reading(n, step_s(n))
     images, loop_s, call_s = _sample(pipe, batch.prompts, batch.how, way.steps)
     row = Measured(images, (), (_full_steps(handle, way),) * n, pipe.num_timesteps, (), ())
-    if step_s is None or before is None:
+    if step_s is None or before is None:  # which go together
         return row, None
     after = _Reading(n, step_s(n))
-    mean_s = (before.seconds + after.seconds) / 2
+    mean_s = (before.seconds + after.seconds) / 2  # a machine may slow down as the batch goes on
     loop, call, step = ((each / n,) * n for each in (loop_s, call_s, mean_s))
     return replace(row, loop_s=loop, call_s=call, step_s=step), after
 

@@ -77,17 +77,20 @@ def find_lora(asked: Path | None) -> tuple[Lora | None, str]:
         raise _no_lora(f"{str(asked)!r}, which cannot be read: {error}") from error
     if not any("lora_" in name for name in shapes):
         raise _no_lora(f"{str(asked)!r}, which holds none")
+    pairs: dict[str, dict[str, list[int]]] = {}
+    for name, shape in shapes.items():
+        if (found := OF_LAYER.fullmatch(name)) is None:
+            raise _no_lora(f"{str(asked)!r} with {name!r}, which is no lora_A or lora_B of a layer")
+        pairs.setdefault(found[1], {})[found[2]] = shape
     with torch.device("meta"):
         layers = dict(build_transformer().named_modules())
-    for name, shape in shapes.items():
-        found = OF_LAYER.fullmatch(name)
-        if found is None or not isinstance(layer := layers.get(found[1]), torch.nn.Linear):
-            of = "which is no lora_A or lora_B of a layer of the reference model"
-            raise _no_lora(f"{str(asked)!r} with {name!r}, {of}")
-        side = "BA".index(found[2])  # B is [out, rank], A is [rank, in]
-        if len(shape) != 2 or shape[side] != layer.weight.shape[side]:
-            of = f"of shape {shape} on a weight of {list(layer.weight.shape)}"
-            raise _no_lora(f"{str(asked)!r} with {name!r} {of}")
+    for name, pair in pairs.items():
+        if not isinstance(layer := layers.get(name), torch.nn.Linear):
+            raise _no_lora(f"{str(asked)!r} with {name!r}, no linear layer of the reference model")
+        n_out, n_in = layer.weight.shape
+        rank = pair.get("A", [0])[0]
+        if not rank or pair != {"A": [rank, n_in], "B": [n_out, rank]}:
+            raise _no_lora(f"{str(asked)!r} with {pair} on {name!r} of [{n_out}, {n_in}]")
     return Lora(str(asked), asked), ""
 
 

@@ -69,7 +69,7 @@ def pareto_groups() -> dict[str, Group]:
 
     Rivals are shipped recipes, one that names its paper each; fresco's rows are of three. More or
     fewer requested steps make them slower or faster, since their stages scale with them. Below
-    ten times fresco's rows are shifted full steps themselves.
+    ten times the rows of shifted steps are fresco's own, under the same names.
 
     Example:
         >>> [way.name for way in pareto_groups()["fewer steps"].ways]
