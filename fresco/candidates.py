@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, product, zip_longest
 from typing import Any
 
+from fresco.api import accelerate
+from fresco.checks import check_scheduler
 from fresco.errors import FrescoError
 from fresco.planner import plan as forecast_of
 from fresco.registry import adapter_of
@@ -36,14 +38,15 @@ def pick_candidates(
     """Pick candidates by their FLOPs, before anything is sampled.
 
     Of each kind in turn (sides of the cells; with a cache, and without), since many of one kind
-    cost the same. What a plan refuses for this pipeline is left out.
+    cost the same. What this pipeline does not take is left out.
 
     Args:
         pipe: The pipeline.
         baseline: As recipes have it, with height and width.
         n_text: Text tokens of a call.
-        speed: Those that reach this speedup by FLOPs are picked first, the nearest to it before
-            others; None: evenly over those of a kind, by speed.
+        speed: The nearest to this speedup by FLOPs are picked, those that reach it first; with a
+            cache, which saves more than its stages, on either side. None: evenly over those of a
+            kind, by speed.
         n: How many.
 
     Returns:
@@ -51,7 +54,10 @@ def pick_candidates(
 
     Raises:
         FrescoError: If no candidate has a plan; that of the first.
+        ScheduleError: As `check_searchable`.
     """
+    check_searchable(pipe)
+    stacks = [stack for stack in STACKS if _takes(pipe, stack)]
     shift = _own_shift(pipe, baseline)
     nearer = {} if shift is None else {"shift": round(NEARER * shift, 3)}
     recipe = {"schema": 1, "model": type(pipe.transformer).__name__, "baseline": baseline}
@@ -64,18 +70,30 @@ def pick_candidates(
             refused = refused or error
         else:
             found += [
-                (plan.flops_speedup, {**recipe, "stages": stages, "stack": s}) for s in STACKS
+                (plan.flops_speedup, {**recipe, "stages": stages, "stack": s}) for s in stacks
             ]
     if refused and not found:
         raise refused
     found.sort(key=lambda each: each[0])
     if speed is not None:
-        found.sort(key=lambda each: (each[0] < speed, abs(math.log(each[0] / speed))))
+        found.sort(key=lambda each: _distance(each[0], each[1], speed))
     kinds = _kinds(found)
     if speed is None:
         kinds = [_evenly(kind, math.ceil(n / len(kinds))) for kind in kinds]
     in_turn = [each for turn in zip_longest(*kinds) for each in turn if each]
     return [content for _, content in sorted(in_turn[:n], key=lambda each: each[0])]
+
+
+def check_searchable(pipe: Any) -> None:
+    """Refuse a pipeline that no stages run on, before anything is sampled.
+
+    Raises:
+        AdapterError: If its model is used in a way that fresco does not know.
+        ScheduleError: If its scheduler is none of those that stages take.
+    """
+    adapter = adapter_of(pipe)
+    adapter.check(pipe)
+    check_scheduler(pipe.scheduler, adapter)
 
 
 def all_stages(n: int, nearer: Mapping[str, float]) -> list[Stages]:
@@ -153,10 +171,24 @@ def _kinds(found: Iterable[tuple[float, Content]]) -> list[list[tuple[float, Con
     return list(kinds.values())
 
 
+def _distance(found: float, content: Content, speed: float) -> tuple[bool, float]:
+    """Sorts by how near to the asked speed a candidate is."""
+    return found < speed and not content["stack"], abs(math.log(found / speed))
+
+
 def _evenly(kind: list[tuple[float, Content]], n: int) -> list[tuple[float, Content]]:
-    """So many, or all, with as many between any two."""
-    last = len(kind) - 1
-    return [kind[round(i * last / max(1, n - 1))] for i in range(min(n, len(kind)))]
+    """So many, or all: the middle of each of n equal parts."""
+    n = min(n, len(kind))
+    return [kind[int((i + 0.5) * len(kind) / n)] for i in range(n)]
+
+
+def _takes(pipe: Any, stack: list[dict[str, Any]]) -> bool:
+    """Whether the model takes these techniques, alone."""
+    try:
+        accelerate(pipe, {"schema": 1, "model": "any", "stack": stack}).restore()
+    except FrescoError:
+        return False
+    return True
 
 
 def _own_shift(pipe: Any, baseline: Content) -> float | None:

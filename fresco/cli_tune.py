@@ -51,7 +51,7 @@ def tune(
     """
     with clear_errors():
         with console.status("Loading"):
-            from fresco.candidates import pick_candidates
+            from fresco.candidates import check_searchable, pick_candidates
             from fresco.output import make_directory, make_place
             from fresco.pictures import PictureRequest, load_pipe
             from fresco.tuning import (
@@ -80,12 +80,14 @@ def tune(
             named = judge.name if judge else "PSNR dB"
             open_study(folder, picture, asked, named)
             pipe = load_pipe(model, dtype, device)
+            check_searchable(pipe)
         found: list[Found] = []
         with progress_bar() as bar:
             advance = named_tasks(bar)
             plain = sample_plain(pipe, picture, asked, folder, advance)
-            baseline, asked_speed = baseline_of(picture, plain), goal.speed(plain.seconds)
-            chosen = pick_candidates(pipe, baseline, plain.n_text_tokens, asked_speed, tries)
+            baseline = baseline_of(picture, plain, len(asked))
+            near = goal.speed(plain.seconds)
+            chosen = pick_candidates(pipe, baseline, plain.n_text_tokens, near, tries)
             for i, content in enumerate(chosen):
                 each = measure(pipe, picture, asked, content, plain, judge, folder, lambda *_: None)
                 found += [each] if each else []
@@ -99,8 +101,12 @@ def tune(
             console.print("[bold red]falls short[/] no candidate meets the goal.")
             raise typer.Exit(1)
         hint = f"fresco validate {out} --model {model} --prompts {prompts}"
+        given = {"device": (device, "cpu"), "dtype": (dtype, "float32"), "metric": (metric, None)}
+        for name, (value, default) in given.items():
+            hint += "" if value == default else f" --{name} {value}"
         write_recipe(best, out, hint)
-        console.print(f"Wrote {out}; measure it with `{hint}`.", soft_wrap=True, markup=False)
+        told = f"Wrote {out}; measure it, best on other prompts, with `{hint}`."
+        console.print(told, soft_wrap=True, markup=False)
 
 
 def write_recipe(best: Found, path: Path, hint: str) -> None:

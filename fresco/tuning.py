@@ -145,12 +145,14 @@ def sample_plain(
     return found
 
 
-def baseline_of(picture: PictureRequest, plain: Plain) -> dict[str, Any]:
+def baseline_of(picture: PictureRequest, plain: Plain, n_prompts: int) -> dict[str, Any]:
     """What recipes of this search say of the plain run."""
     height, width = plain.images.shape[-2:]
-    given = {"guidance": picture.guidance, "frames": picture.frames}
-    more = {name: value for name, value in given.items() if value is not None}
-    return {"steps": picture.steps, "height": height, "width": width, **more}
+    n_frames = picture.frames or len(plain.images) // n_prompts
+    found: dict[str, Any] = {"steps": picture.steps, "height": height, "width": width}
+    if n_frames > 1:
+        found["frames"] = n_frames
+    return found if picture.guidance is None else found | {"guidance": picture.guidance}
 
 
 def measure(

@@ -44,7 +44,7 @@ def pair(a, b, layer="proj_out"):
     return {
         f"transformer.{layer}.lora_{side}.weight": torch.ones(shape)
         for side, shape in shapes.items()
-        if shape
+        if shape is not None
     }
 
 
@@ -59,12 +59,14 @@ def pair(a, b, layer="proj_out"):
         (pair((8, 3), (16, 8)), r" with .*\[8, 3\].* of \[16, 192\]"),
         (pair((8, 192), (3, 8)), r" with .*\[3, 8\].* of \[16, 192\]"),
         (pair((8, 192), (16, 4)), r" with .*\[16, 4\].* of \[16, 192\]"),
+        (pair((8,), (16, 8)), r" with {'A': \[8\], 'B'"),
+        (pair((), (16, 8)), r" with {'A': \[\], 'B'"),
         (pair((8, 192), None), r" with {'A': \[8, 192\]} on"),
         (pair(None, (16, 8)), r" with {'B': \[16, 8\]} on"),
     ],
     ids=[
         *("no tensors", "no LoRA", "another part's", "another model's", "no linear layer"),
-        *("inputs", "outputs", "ranks", "no B", "no A"),
+        *("inputs", "outputs", "ranks", "a vector", "a number", "no B", "no A"),
     ],
 )
 def test_a_file_that_holds_no_lora_is_refused(lora_file, content, got):

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+import torch
+from diffusers import UniPCMultistepScheduler
 
 import fresco.reference
 import fresco.tuning
 from fresco.candidates import all_stages, pick_candidates
-from fresco.errors import FrescoError, RecipeError
+from fresco.errors import FrescoError, RecipeError, ScheduleError
+from fresco.pictures import PictureRequest
 from fresco.recipe import load_recipe
-from fresco.tuning import Found, Goal, best_of, pareto
+from fresco.stages import least_of_order_2, stage_bounds
+from fresco.tuning import Found, Goal, Plain, baseline_of, best_of, pareto
 from tests.command import run
 from tests.families import FAMILIES
 from tests.reference_parts import assemble_untrained
@@ -51,8 +56,10 @@ def test_every_candidate_is_valid_and_of_second_order_where_it_can(n, nearer):
     assert any("shift" in stage for stages in found for stage in stages) == bool(nearer)
     for stages in found:
         recipe = {"schema": 1, "model": "any", "baseline": {"steps": n}, "stages": stages}
-        last = load_recipe(recipe).stages[-1]  # every stage keeps a step
-        assert last.order == 2 or last.steps < 4
+        checked = load_recipe(recipe).stages  # every stage keeps a step
+        for stage, bounds in zip(checked, stage_bounds(checked), strict=True):
+            is_enough = stage.steps >= least_of_order_2(*bounds)
+            assert stage.order == (2 if is_enough and stage.cell in ("mixed", 1) else 1)
 
 
 def test_what_is_best_on_the_reference_model_is_among_the_candidates():
@@ -197,7 +204,10 @@ def test_candidates_are_picked_around_the_speed_that_is_asked_for(speed, steps):
     chosen = pick_candidates(pipe, BASELINE, 40, speed, 24)
     speeds = [fresco.plan(pipe, each, text_tokens=40).flops_speedup for each in chosen]
     assert speeds == sorted(speeds)
-    assert all(speed <= each < 1.5 * speed for each in speeds)
+    bare = [each for each, content in zip(speeds, chosen, strict=True) if not content["stack"]]
+    assert all(speed <= each < 1.5 * speed for each in bare)
+    assert all(0.7 * speed < each < 1.5 * speed for each in speeds)
+    assert min(speeds) < speed  # a cache may save the rest
     kinds = [(cells_of(each), bool(each["stack"])) for each in chosen]
     assert {kind: kinds.count(kind) for kind in kinds} == {
         (cells, cached): 3 for cells in KINDS for cached in (False, True)
@@ -215,15 +225,41 @@ def test_without_a_speed_candidates_of_every_kind_are_picked_over_all_of_theirs(
         speeds = [fresco.plan(pipe, each, text_tokens=40).flops_speedup for each in alike]
         assert len(speeds) == 3
         assert speeds[-1] > 2 * speeds[0]
+    few = [fresco.plan(pipe, each, text_tokens=40) for each in
+           pick_candidates(pipe, BASELINE, 40, None, 8)]  # fmt: skip
+    assert all(3 < each.flops_speedup < 15 for each in few)  # none of the slowest or the fastest
 
 
 @pytest.mark.parametrize("name", ["sana", "cogvideox"])
 def test_a_model_is_searched_in_what_it_takes(name):
     pipe = FAMILIES[name].make()
     baseline = {"steps": 10, "height": 64, "width": 64}
-    chosen = pick_candidates(pipe, baseline, 16, 2.0, 200)
+    chosen = pick_candidates(pipe, baseline, 16, 2.0, 500)
     assert ((2, "mixed", 1) in map(cells_of, chosen)) == (name != "sana")
     assert any("shift" in s for each in chosen for s in each["stages"]) == (name == "sana")
+    assert any(each["stack"] for each in chosen) == (name != "sana")
+
+
+def test_a_scheduler_that_stages_do_not_take_is_refused(folder):
+    pipe = fresco.reference.load(folder)
+    pipe.scheduler = UniPCMultistepScheduler()
+    with pytest.raises(ScheduleError, match="UniPCMultistepScheduler"):
+        pick_candidates(pipe, BASELINE, 40, 4.0, 6)
+
+
+def test_the_plain_run_of_a_search_says_what_its_recipes_are_for():
+    plain = Plain(torch.zeros(18, 3, 64, 96), 1.0, 40)
+    found = {"steps": 8, "height": 64, "width": 96}
+    picture = PictureRequest("m", None, "", 0, 8)
+    assert baseline_of(picture, plain, 18) == found
+    assert baseline_of(picture, plain, 2) == found | {"frames": 9}
+    assert baseline_of(replace(picture, guidance=2.0), plain, 18) == found | {"guidance": 2.0}
+
+
+def test_a_goal_of_seconds_is_one_of_speed():
+    assert Goal(seconds=2).speed(10) == 5
+    assert Goal(speedup=3).speed(10) == 3
+    assert Goal(min_judge=1).speed(10) is None
 
 
 def test_what_no_candidate_can_do_is_said(folder):

@@ -88,7 +88,7 @@ def find_lora(asked: Path | None) -> tuple[Lora | None, str]:
         if not isinstance(layer := layers.get(name), torch.nn.Linear):
             raise _no_lora(f"{str(asked)!r} with {name!r}, no linear layer of the reference model")
         n_out, n_in = layer.weight.shape
-        rank = pair.get("A", [0])[0]
+        rank = (pair.get("A") or [0])[0]
         if not rank or pair != {"A": [rank, n_in], "B": [n_out, rank]}:
             raise _no_lora(f"{str(asked)!r} with {pair} on {name!r} of [{n_out}, {n_in}]")
     return Lora(str(asked), asked), ""
