@@ -8,21 +8,16 @@ from itertools import pairwise
 
 import pytest
 import torch
-from diffusers import UniPCMultistepScheduler
 
 import fresco.reference
 import fresco.tuning
-from fresco.candidates import all_stages, pick_candidates
-from fresco.errors import FrescoError, RecipeError, ScheduleError
+from fresco.candidates import all_stages
+from fresco.errors import RecipeError, ScheduleError
 from fresco.pictures import PictureRequest
 from fresco.recipe import load_recipe
-from fresco.stages import least_of_order_2, stage_bounds
 from fresco.tuning import Found, Goal, Plain, baseline_of, best_of, pareto
 from tests.command import run
-from tests.families import FAMILIES
 from tests.reference_parts import assemble_untrained
-
-TRIED = all_stages(50, {"shift": 5.0})
 
 
 @pytest.fixture(scope="module")
@@ -48,27 +43,6 @@ def few(monkeypatch):
     monkeypatch.setattr("fresco.candidates.all_stages", lambda *given: all_stages(*given)[:1])
 
 
-@pytest.mark.parametrize("n", [1, 2, 4, 8, 50])
-@pytest.mark.parametrize("nearer", [{}, {"shift": 5.0}])
-def test_every_candidate_is_valid_and_of_second_order_where_it_can(n, nearer):
-    found = all_stages(n, nearer)
-    assert len({json.dumps(each) for each in found}) == len(found)
-    assert any("shift" in stage for stages in found for stage in stages) == bool(nearer)
-    for stages in found:
-        recipe = {"schema": 1, "model": "any", "baseline": {"steps": n}, "stages": stages}
-        checked = load_recipe(recipe).stages  # every stage keeps a step
-        for stage, bounds in zip(checked, stage_bounds(checked), strict=True):
-            is_enough = stage.steps >= least_of_order_2(*bounds)
-            assert stage.order == (2 if is_enough and stage.cell in ("mixed", 1) else 1)
-
-
-def test_what_is_best_on_the_reference_model_is_among_the_candidates():
-    recipes = [{"schema": 1, "model": "any", "stages": stages} for stages in TRIED]
-    tried = [load_recipe(each).stages for each in recipes]
-    for name in ("reference_balanced", "reference_quality", "reference_10x"):
-        assert tried.count(load_recipe(name).stages) == 1
-
-
 def test_a_search_prints_its_pareto_set_and_writes_the_best(arguments, tmp_path, monkeypatch):
     file = tmp_path / "all.json"
     result = run(*arguments, "--speedup", "1", "--json", str(file))
@@ -88,8 +62,10 @@ def test_a_search_prints_its_pareto_set_and_writes_the_best(arguments, tmp_path,
 
 
 def test_the_command_above_a_found_recipe_runs(arguments, tmp_path, few):
-    assert run(*arguments, "--speedup", "1", "--tries", "1").exit_code == 0
+    more = ("--dtype", "bfloat16", "--metric", "tests.test_validation:brightness")
+    assert run(*arguments, "--speedup", "1", "--tries", "1", *more).exit_code == 0
     command = (tmp_path / "tuned.yaml").read_text().split("\n")[1].removeprefix("#   fresco ")
+    assert command.split()[-4:] == list(more)
     result = run(*command.split(), "--floor", "none")
     assert result.exit_code == 0, result.output
     assert load_recipe(tmp_path / "tuned.yaml").validated
@@ -190,63 +166,6 @@ def test_the_best_is_one_that_nothing_beats(goal):
     assert best_of(equal, goal) == found(4, 20)
 
 
-BASELINE = {"steps": 50, "height": 256, "width": 256}
-KINDS = {(1,), (2, "mixed", 1), (2, 1), (4, 2, 1)}
-
-
-def cells_of(content):
-    return tuple(stage["cell"] for stage in content["stages"])
-
-
-@pytest.mark.parametrize(("speed", "steps"), [(10, 5), (7, 7)])
-def test_candidates_are_picked_around_the_speed_that_is_asked_for(speed, steps):
-    pipe = fresco.reference.load()
-    chosen = pick_candidates(pipe, BASELINE, 40, speed, 24)
-    speeds = [fresco.plan(pipe, each, text_tokens=40).flops_speedup for each in chosen]
-    assert speeds == sorted(speeds)
-    bare = [each for each, content in zip(speeds, chosen, strict=True) if not content["stack"]]
-    assert all(speed <= each < 1.5 * speed for each in bare)
-    assert all(0.7 * speed < each < 1.5 * speed for each in speeds)
-    assert min(speeds) < speed  # a cache may save the rest
-    kinds = [(cells_of(each), bool(each["stack"])) for each in chosen]
-    assert {kind: kinds.count(kind) for kind in kinds} == {
-        (cells, cached): 3 for cells in KINDS for cached in (False, True)
-    }
-    nearer = [{"cell": 1, "steps": steps, "shift": 5.0, "order": 2}]
-    assert nearer in [each["stages"] for each in chosen if not each["stack"]]
-
-
-def test_without_a_speed_candidates_of_every_kind_are_picked_over_all_of_theirs(folder):
-    pipe = fresco.reference.load(folder)
-    chosen = pick_candidates(pipe, BASELINE, 40, None, 24)
-    assert len(chosen) == 24
-    for cells in KINDS:
-        alike = [each for each in chosen if cells_of(each) == cells and not each["stack"]]
-        speeds = [fresco.plan(pipe, each, text_tokens=40).flops_speedup for each in alike]
-        assert len(speeds) == 3
-        assert speeds[-1] > 2 * speeds[0]
-    few = [fresco.plan(pipe, each, text_tokens=40) for each in
-           pick_candidates(pipe, BASELINE, 40, None, 8)]  # fmt: skip
-    assert all(3 < each.flops_speedup < 15 for each in few)  # none of the slowest or the fastest
-
-
-@pytest.mark.parametrize("name", ["sana", "cogvideox"])
-def test_a_model_is_searched_in_what_it_takes(name):
-    pipe = FAMILIES[name].make()
-    baseline = {"steps": 10, "height": 64, "width": 64}
-    chosen = pick_candidates(pipe, baseline, 16, 2.0, 500)
-    assert ((2, "mixed", 1) in map(cells_of, chosen)) == (name != "sana")
-    assert any("shift" in s for each in chosen for s in each["stages"]) == (name == "sana")
-    assert any(each["stack"] for each in chosen) == (name != "sana")
-
-
-def test_a_scheduler_that_stages_do_not_take_is_refused(folder):
-    pipe = fresco.reference.load(folder)
-    pipe.scheduler = UniPCMultistepScheduler()
-    with pytest.raises(ScheduleError, match="UniPCMultistepScheduler"):
-        pick_candidates(pipe, BASELINE, 40, 4.0, 6)
-
-
 def test_the_plain_run_of_a_search_says_what_its_recipes_are_for():
     plain = Plain(torch.zeros(18, 3, 64, 96), 1.0, 40)
     found = {"steps": 8, "height": 64, "width": 96}
@@ -256,16 +175,21 @@ def test_the_plain_run_of_a_search_says_what_its_recipes_are_for():
     assert baseline_of(replace(picture, guidance=2.0), plain, 18) == found | {"guidance": 2.0}
 
 
+def test_what_no_candidate_runs_on_is_refused_before_anything_is_sampled(arguments, monkeypatch):
+    def refuse(_):
+        raise ScheduleError("x", "a scheduler of stages", "another", "Exchange it.")
+
+    monkeypatch.setattr("fresco.candidates.check_searchable", refuse)
+    monkeypatch.setattr(fresco.tuning, "call_pipe", lambda *_, **__: pytest.fail("sampled"))
+    result = run(*arguments, "--speedup", "2")
+    assert result.exit_code == 2
+    assert "expected a scheduler of stages, got another. Exchange it." in result.output
+
+
 def test_a_goal_of_seconds_is_one_of_speed():
     assert Goal(seconds=2).speed(10) == 5
     assert Goal(speedup=3).speed(10) == 3
     assert Goal(min_judge=1).speed(10) is None
-
-
-def test_what_no_candidate_can_do_is_said(folder):
-    pipe = fresco.reference.load(folder)
-    with pytest.raises(FrescoError, match="at least"):
-        pick_candidates(pipe, BASELINE, 0, 2.0, 6)
 
 
 @pytest.mark.parametrize(
