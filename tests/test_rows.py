@@ -95,13 +95,15 @@ def test_one_and_two_coarse_levels_cost_the_same(transformer):
 def test_fresco_is_the_recipes_that_ship_and_rivals_those_that_name_a_paper():
     groups = rows.pareto_groups()
     rivals = {"bottleneck", "jit", "mrflow", "ralu", "spectral"}
-    assert set(groups) == {"fresco", "fewer steps", "shifted steps", *rivals}
+    assert set(groups) == {"fresco", "fewer steps", "mixed steps", *rivals}
     assert [way.name for way in groups["ralu"].ways] == [f"ralu {x}x" for x in rows.SPEEDUPS]
     assert [way.steps for way in groups["ralu"].ways] == [150, 100, 60, 43, 30]  # 50 at 6x
-    shipped = ("quality", "quality", "balanced", "balanced", "10x")
+    shipped = ("quality", "quality", "balanced", "balanced", "balanced")
     for name, way in zip(shipped, groups["fresco"].ways, strict=True):
         assert load_recipe(way.recipe).stages == load_recipe(f"reference_{name}").stages
-    assert groups["shifted steps"].ways == (*groups["fresco"].ways[:-1], rows.shifted(5))
+    *below, mixed = groups["mixed steps"].ways
+    assert tuple(below) == groups["fresco"].ways[:-1]
+    assert load_recipe(mixed.recipe).stages == load_recipe("reference_10x").stages
 
 
 @pytest.mark.parametrize(
@@ -123,14 +125,13 @@ def test_fewer_steps_are_rounded_half_up():
 
 
 def test_shifted_steps_are_as_many_nearer_to_noise_and_of_second_order():
-    for fewer, shifted in zip(
-        *(rows.pareto_groups()[n].ways for n in ("fewer steps", "shifted steps")), strict=True
-    ):
-        plan = make_plan(
-            load_recipe(shifted.recipe), PlanRequest(shifted.steps, 32, 32, lambda _: 1.0)
-        )
-        assert len(plan.steps) == fewer.steps
-        even = [1 - i / fewer.steps for i in range(fewer.steps)]
+    groups = rows.pareto_groups()
+    fewer = [way.steps for way in groups["fewer steps"].ways]
+    ways = [*zip(fewer, groups["fresco"].ways, strict=True), *((n, rows.shifted(n)) for n in fewer)]
+    for n, way in ways:
+        plan = make_plan(load_recipe(way.recipe), PlanRequest(way.steps, 32, 32, lambda _: 1.0))
+        assert len(plan.steps) == n
+        even = [1 - i / n for i in range(n)]
         expected = [5 * u / (1 + 4 * u) for u in even]
         assert [step.sigma for step in plan.steps] == pytest.approx(expected)
         assert {step.order for step in plan.steps[1:-1]} == {2}
