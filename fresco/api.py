@@ -11,6 +11,7 @@ from typing import Any
 from fresco.checks import (
     check_layouts,
     check_model,
+    check_parts,
     check_scheduler,
     check_stack,
     check_start,
@@ -19,7 +20,7 @@ from fresco.checks import (
 )
 from fresco.combinations import check_combination, warn_combination
 from fresco.cost import Cost, plan_cost
-from fresco.errors import AdapterError, FrescoWarning, RecipeError, ScheduleError
+from fresco.errors import FrescoWarning, RecipeError, ScheduleError
 from fresco.foreign_caches import check_uncached
 from fresco.middleware import Middleware
 from fresco.ports import AbstractModelAdapter
@@ -30,8 +31,6 @@ from fresco.request import PlanRequest
 from fresco.schedule import Plan, make_plan
 from fresco.stack import Stack, explain_order
 from fresco.summary import Summary, SummaryRow
-
-_WHERE = "accelerate(pipe, recipe)"
 
 
 class Accelerated:
@@ -58,7 +57,10 @@ class Accelerated:
 
     @property
     def plan(self) -> Plan | None:
-        """Plan of the last run; before the first, of the recipe's baseline (None without one)."""
+        """Plan of the last run; before the first, of the recipe's baseline.
+
+        None where nothing says yet how many steps there are.
+        """
         run = self._middleware.last
         return run.plan if run and run.plan else self._baseline_plan
 
@@ -162,10 +164,7 @@ def accelerate(pipe: Any, recipe: str | Path | Mapping[str, Any] | Recipe) -> Ac
           - unknown recipe 'reference_5'; known: ...
     """
     checked = load_recipe(recipe)
-    for name in ("transformer", "scheduler"):
-        if getattr(pipe, name, None) is None:
-            got, fix = type(pipe).__name__, "Use a pipeline of a Diffusion Transformer."
-            raise AdapterError(_WHERE, f"a pipeline with a {name}", got, fix)
+    check_parts(pipe)
     check_unwrapped(pipe.transformer)
     adapter = adapter_of(pipe)
     check_model(pipe, checked)
@@ -208,5 +207,7 @@ def _baseline_plan(pipe: Any, recipe: Recipe, adapter: AbstractModelAdapter) -> 
     for n, name, given in ((rows, "height", height), (columns, "width", width)):
         if n < 1:
             raise RecipeError("recipe", [f"{given} px is less than a token @ $.baseline.{name}"])
-    n_steps = recipe.baseline_steps
-    return make_plan(recipe, PlanRequest.of(adapter, pipe.scheduler, n_steps, rows, columns))
+    n_steps, n_frames = recipe.baseline_steps, baseline.frames if baseline else None
+    frames = max(1, adapter.latent_frames(pipe, n_frames or 1) - adapter.still_frames(pipe))
+    request = PlanRequest.of(adapter, pipe.scheduler, n_steps, rows, columns, frames=frames)
+    return make_plan(recipe, request)

@@ -9,7 +9,7 @@ from itertools import chain, product, zip_longest
 from typing import Any
 
 from fresco.api import accelerate
-from fresco.checks import check_scheduler
+from fresco.checks import check_parts, check_scheduler
 from fresco.errors import FrescoError
 from fresco.planner import plan as forecast_of
 from fresco.registry import adapter_of
@@ -88,9 +88,10 @@ def check_searchable(pipe: Any) -> None:
     """Refuse a pipeline that no stages run on, before anything is sampled.
 
     Raises:
-        AdapterError: If its model is used in a way that fresco does not know.
+        AdapterError: If it has no transformer, or one used in a way that fresco does not know.
         ScheduleError: If its scheduler is none of those that stages take.
     """
+    check_parts(pipe)
     adapter = adapter_of(pipe)
     adapter.check(pipe)
     check_scheduler(pipe.scheduler, adapter)

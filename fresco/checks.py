@@ -42,6 +42,14 @@ _BENT = {  # config of DDIM that makes its steps no line between two noise level
 }
 
 
+def check_parts(pipe: Any) -> None:
+    """Refuse pipelines of other models, such as a UNet."""
+    for name in ("transformer", "scheduler"):
+        if getattr(pipe, name, None) is None:
+            got, fix = type(pipe).__name__, "Use a pipeline of a Diffusion Transformer."
+            raise AdapterError(_WHERE, f"a pipeline with a {name}", got, fix)
+
+
 def check_unwrapped(transformer: Any) -> None:
     """Refuse what `torch.compile(transformer)` returns: a module around the model."""
     if isinstance(transformer, OptimizedModule):

@@ -204,14 +204,14 @@ def _demo_table(report: Mapping[str, Any]) -> Table:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    closeness = {"baseline": ("", None, None), "accelerated": ("", "psnr_db", "ssim"),
-                 "fewer_steps": ("", "fewer_steps_psnr_db", "fewer_steps_ssim")}  # fmt: skip
+    closeness = {"baseline": (None, None), "accelerated": ("psnr_db", "ssim"),
+                 "fewer_steps": ("fewer_steps_psnr_db", "fewer_steps_ssim")}  # fmt: skip
     labels = {
         "baseline": "full",
         "accelerated": "accelerated",
         "fewer_steps": "fewer steps",
     }
-    for key, (_, psnr, ssim) in closeness.items():
+    for key, (psnr, ssim) in closeness.items():
         table.add_row(
             labels[key],
             str(report[f"{key}_n_steps"]),

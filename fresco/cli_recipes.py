@@ -27,7 +27,7 @@ def _list_without_command(context: typer.Context, json: Json = None) -> None:
 
 @recipes.command("list")
 def list_(json: Json = None) -> None:
-    """List the recipes that ship with the package; bare `fresco recipes` does the same."""
+    """List the recipes that are installed; bare `fresco recipes` does the same."""
     with clear_errors():
         from fresco.recipe import known_recipes
 

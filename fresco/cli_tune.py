@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -71,7 +72,7 @@ def tune(
             picture = PictureRequest(
                 model, None, "", seed, steps, guidance, height, width, dtype, device, frames
             )
-            judge = find_judge(metric, picture, asked)
+            judge = find_judge(metric, picture, asked, "fresco tune --metric")
             check_goal(goal, judge is not None)
             make_directory("fresco tune", folder, "--folder")
             for file, option in ((out, "--out"), (json, "--json")):
@@ -89,7 +90,7 @@ def tune(
             near = goal.speed(plain.seconds)
             chosen = pick_candidates(pipe, baseline, plain.n_text_tokens, near, tries)
             for i, content in enumerate(chosen):
-                each = measure(pipe, picture, asked, content, plain, judge, folder, lambda *_: None)
+                each = measure(pipe, picture, asked, content, plain, judge, folder)
                 found += [each] if each else []
                 advance("candidates", i + 1, len(chosen))
         best, front = best_of(found, goal), pareto(found)
@@ -100,10 +101,11 @@ def tune(
         if best is None:
             console.print("[bold red]falls short[/] no candidate meets the goal.")
             raise typer.Exit(1)
-        hint = f"fresco validate {out} --model {model} --prompts {prompts}"
+        words = ["fresco", "validate", out, "--model", model, "--prompts", prompts]
         given = {"device": (device, "cpu"), "dtype": (dtype, "float32"), "metric": (metric, None)}
         for name, (value, default) in given.items():
-            hint += "" if value == default else f" --{name} {value}"
+            words += [] if value == default else [f"--{name}", value]
+        hint = shlex.join(map(str, words))
         write_recipe(best, out, hint)
         told = f"Wrote {out}; measure it, best on other prompts, with `{hint}`."
         console.print(told, soft_wrap=True, markup=False)

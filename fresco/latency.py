@@ -21,7 +21,7 @@ from fresco.output import make_place, write_text
 from fresco.place import find_device
 from fresco.recipe import Recipe, known_recipes, load_recipe
 from fresco.reference.provenance import provenance
-from fresco.sketch import ModelConfig, load_model_config
+from fresco.sketch import ModelConfig, diffusers_class, load_model_config
 
 FRAMES = {"hunyuan-video": 125}  # other numbers than in the published configs
 MODELS = ("flux1-dev", "hunyuan-video")
@@ -114,7 +114,7 @@ def _check(asked: Latency) -> dict[str, ModelConfig]:
     where = "run_latency(asked)"
     for mode in asked.modes:
         if mode not in MODES:
-            raise LatencyError(where, f"modes of {', '.join(MODES)}", mode, "Correct --modes.")
+            raise LatencyError(where, f"modes of {', '.join(MODES)}", mode, "Correct --mode.")
     if asked.runs < 1 or (asked.steps is not None and asked.steps < 1):
         got = f"{asked.runs} and {asked.steps}"
         raise LatencyError(where, "at least 1 run and 1 step", got, "Raise --runs or --steps.")
@@ -132,6 +132,9 @@ def _check(asked: Latency) -> dict[str, ModelConfig]:
         if config.pipeline.class_name is None:
             fix = "Add pipeline.class_name to its file."
             raise LatencyError(where, f"the class of {model}'s pipeline", "none", fix)
+        parts = (config.transformer, config.scheduler)
+        for name in (config.pipeline.class_name, *(part.get("_class_name") for part in parts)):
+            diffusers_class(name)
         configs[path.stem if path.suffix == ".json" else model] = config.model_copy(
             update={"run": run}
         )

@@ -14,7 +14,7 @@ from fresco.api import Accelerated, accelerate
 from fresco.errors import FrescoError
 from fresco.recipe import Recipe
 from fresco.registry import adapter_of
-from fresco.sketch import ModelConfig
+from fresco.sketch import ModelConfig, diffusers_class
 from fresco.timing import LoopTimer, now_s
 
 PLAIN, ATTACHED = "plain", "attached, one full stage"
@@ -219,16 +219,15 @@ def build_pipe(config: ModelConfig, device: torch.device, dtype: torch.dtype) ->
     Returns:
         The pipeline, without text encoders and decoder.
     """
-    import diffusers
 
     def of_diffusers(content: Mapping[str, Any]) -> Any:
-        return getattr(diffusers, content["_class_name"])
+        return diffusers_class(content.get("_class_name"))
 
     kept = {key: value for key, value in config.transformer.items() if key != "_class_name"}
     with _default_dtype(dtype), device:
         transformer = of_diffusers(config.transformer).from_config(kept).eval()
     scheduler = of_diffusers(config.scheduler).from_config(dict(config.scheduler))
-    made = getattr(diffusers, str(config.pipeline.class_name))
+    made = diffusers_class(config.pipeline.class_name)
     parts = dict.fromkeys(list(inspect.signature(made.__init__).parameters)[1:])
     pipe = made(**parts | {"transformer": transformer, "scheduler": scheduler})
     pipe.set_progress_bar_config(disable=True)

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 
 from fresco.errors import RecipeError
 from fresco.problems import place, unknown
-from fresco.recipe_yaml import read_yaml
+from fresco.recipe_yaml import find_file, read_yaml
 from fresco.record import NoiseFloorConfig, RecordConfig
 from fresco.registry import ENTRY_POINT_GROUP
 from fresco.requires import RequiresConfig, requirement_problems
@@ -175,21 +175,21 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
     if not isinstance(source, str | Path):
         expected = "the name of a recipe, a path, its content or a Recipe"
         raise RecipeError("recipe", [f"expected {expected}, got {type(source).__name__} @ $"])
-    path = Path(source).expanduser()
+    path, file = Path(source), find_file(source)
     if isinstance(source, str) and path.suffix not in {".yaml", ".yml"} and path.name == source:
         known = known_recipes()
-        if source not in known and not path.is_file():
+        if source not in known and file is None:
             raise RecipeError(repr(source), [unknown("recipe", source, known) + " @ $"])
-        path = known.get(source, path)
-    if not path.is_file():
+        file = known.get(source, file)
+    if file is None:
         message = "no such file; name a YAML file, or a recipe of `fresco recipes list` @ $"
         raise RecipeError(str(source), [message])
     try:
-        content = read_yaml(path.read_text(encoding="utf-8"))
+        content = read_yaml(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise RecipeError(str(source), [f"cannot be read: {reason} @ $"]) from error
-    return _validate(str(source) if path.name == source else path.name, content)
+    return _validate(file.name, content)
 
 
 def load_staged_recipe(source: str | Path) -> Recipe:

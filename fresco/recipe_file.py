@@ -24,10 +24,14 @@ def check_place(path: Path) -> None:
         path: Of a valid recipe.
 
     Raises:
-        RecipeError: If it has keys after `validated`.
+        RecipeError: If it has keys after `validated`, or is not written in lines of `key: value`.
         OutputError: If its directory cannot be written to.
     """
-    _split(path)
+    try:
+        read_yaml(f"{_split(path).rstrip()}\nvalidated: []\n")
+    except yaml.YAMLError as error:
+        problem = "put every key in a line of its own, for records are written below them @ $"
+        raise RecipeError(path.name, [problem]) from error
     make_directory("fresco validate RECIPE", path.parent, "RECIPE, or pass --no-write")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -24,6 +25,20 @@ class _Loader(yaml.SafeLoader):
                 problem = f"the key {key.value!r} is there twice"
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
         return super().construct_mapping(node, deep)
+
+
+def find_file(path: str | Path) -> Path | None:
+    """The file that a path names; None if there is none, or no path is like this.
+
+    Example:
+        >>> find_file("schema: 1, " * 100), find_file("~nobody-of-this-name/a.yaml")
+        (None, None)
+    """
+    try:
+        file = Path(path).expanduser()
+        return file if file.is_file() else None
+    except (OSError, RuntimeError):  # too long, behind closed doors, of no known user
+        return None
 
 
 def read_yaml(text: str) -> Any:

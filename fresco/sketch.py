@@ -164,7 +164,9 @@ def sketch_model(name: str, transformer: Path | Mapping[str, Any] | None = None)
         own = _read(transformer) if isinstance(transformer, Path) else transformer
     return Sketch(
         transformer=_build_transformer(own),
-        scheduler=_diffusers_class(config.scheduler).from_config(dict(config.scheduler)),
+        scheduler=diffusers_class(config.scheduler.get("_class_name")).from_config(
+            dict(config.scheduler)
+        ),
         default_sample_size=config.pipeline.default_sample_size,
         vae_scale_factor=config.pipeline.vae_scale_factor,
         vae_scale_factor_temporal=config.pipeline.vae_scale_factor_temporal,
@@ -216,7 +218,9 @@ def tiny_model(name: str) -> tuple[TinyConfig | None, Any]:
         SketchError: If the model is unknown.
     """
     config = load_model_config(name)
-    scheduler = _diffusers_class(config.scheduler).from_config(dict(config.scheduler))
+    scheduler = diffusers_class(config.scheduler.get("_class_name")).from_config(
+        dict(config.scheduler)
+    )
     named = {
         "pipeline": config.pipeline.class_name,
         "transformer_class": config.transformer["_class_name"],
@@ -232,17 +236,25 @@ def _build_transformer(config: Mapping[str, Any]) -> Any:
         raise SketchError("sketch_model(transformer)", "a class with an adapter", got, fix)
     kept = {key: value for key, value in config.items() if not key.startswith("_")}
     try:
-        return skeleton(_diffusers_class(config), json.dumps(kept))
+        return skeleton(diffusers_class(name), json.dumps(kept))
     except (TypeError, ValueError, RuntimeError) as error:
         fix = "Correct its config.json."
         raise SketchError("sketch_model(transformer)", f"a {name}", str(error), fix) from error
 
 
-def _diffusers_class(config: Mapping[str, Any]) -> Any:
-    """A class of diffusers by the name that configs have under `_class_name`."""
+def diffusers_class(name: object) -> Any:
+    """A class of diffusers by the name that configs have under `_class_name`.
+
+    Raises:
+        SketchError: If diffusers has none of that name.
+    """
     import diffusers
 
-    return getattr(diffusers, config["_class_name"])
+    found = getattr(diffusers, str(name), None)
+    if not isinstance(found, type):
+        fix = "Correct `_class_name`, or `pipeline.class_name`."
+        raise SketchError("a model's config", "the name of a class of diffusers", repr(name), fix)
+    return found
 
 
 def _reference_config() -> ModelConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import pickle
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -128,10 +129,17 @@ def open_study(
 def sample_plain(
     pipe: Any, picture: PictureRequest, prompts: Sequence[str], folder: Path, advance: Advance
 ) -> Plain:
-    """Sample the plain pictures, or take them from the folder."""
+    """Sample the plain pictures, or take them from the folder.
+
+    Raises:
+        TuningError: If the folder's cannot be read.
+    """
     file = folder / "plain.pt"
     if file.exists():
-        return Plain(**torch.load(file, weights_only=True))
+        try:
+            return Plain(**torch.load(file, weights_only=True))
+        except (OSError, EOFError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
+            raise _unreadable(file, "the plain pictures", error) from error
     call_pipe(pipe, replace(picture, prompt=prompts[0], steps=2), output_type="latent")
     images, seconds = _sample(pipe, picture, prompts, lambda at: advance("plain", *at))
     with accelerate(pipe, "identity") as fast:
@@ -163,7 +171,6 @@ def measure(
     plain: Plain,
     judge: Judge | None,
     folder: Path,
-    advance: Advance,
 ) -> Found | None:
     """Measure a candidate, or take what is known of it from the folder.
 
@@ -179,14 +186,14 @@ def measure(
         # a cache that does nothing here: the search has the same candidate without it
         with warnings.catch_warnings(), accelerate(pipe, load_recipe(content)):
             warnings.simplefilter("ignore", FrescoWarning)
-            images, seconds = _sample(pipe, picture, prompts, lambda at: advance(key, *at))
+            images, seconds = _sample(pipe, picture, prompts)
     except FrescoError as error:
         write_text(file, json.dumps({"recipe": content, "refused": str(error)}) + "\n")
         return None
     if judge is None:
         quality = min(psnr_db(images, plain.images).mean().item(), 1000.0)  # equal: infinite
     else:
-        quality = judge.score(images, per_picture(prompts, images))
+        quality = float(judge.score(images, per_picture(prompts, images)))
     found = Found(content, plain.seconds / seconds, seconds, quality)
     write_text(file, json.dumps(asdict(found), indent=2) + "\n")
     return found
@@ -218,9 +225,13 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        got = f"{str(file)!r} ({error})"
-        raise TuningError("fresco tune --folder", "results as JSON", got, "Delete it.") from error
+        raise _unreadable(file, "results as JSON", error) from error
     return found
+
+
+def _unreadable(file: Path, expected: str, error: Exception) -> TuningError:
+    reason = " ".join(str(error).split())
+    return TuningError("fresco tune --folder", expected, f"{str(file)!r} ({reason})", "Delete it.")
 
 
 def _weights(model: str) -> str | None:
@@ -238,7 +249,7 @@ def _sample(
     pipe: Any,
     picture: PictureRequest,
     prompts: Sequence[str],
-    advance: Callable[[tuple[int, int]], None],
+    advance: Callable[[tuple[int, int]], None] = lambda _: None,
 ) -> tuple[Tensor, float]:
     """Pictures of all prompts, and mean seconds of the loop."""
     images, seconds = [], 0.0

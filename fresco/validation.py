@@ -159,7 +159,10 @@ def pictures_record(
 
 
 def find_judge(
-    metric: str | None, picture: PictureRequest | None, prompts: Sequence[str]
+    metric: str | None,
+    picture: PictureRequest | None,
+    prompts: Sequence[str],
+    where: str = "fresco validate --metric",
 ) -> Judge | None:
     """Find who judges: the caller's own metric, or the reference judge for the reference model.
 
@@ -167,6 +170,7 @@ def find_judge(
         metric: `module:function`, or None.
         picture: What is sampled, if anything is.
         prompts: Captions; for the reference judge, of its grammar.
+        where: The option that names it, for the message.
 
     Returns:
         Who judges; None where nobody can: other models, and sizes that the judge does not read.
@@ -177,12 +181,15 @@ def find_judge(
     """
     if metric is not None:
         module, _, name = metric.partition(":")
+        expected, fix = "module:function that can be imported", "Correct --metric."
         try:
-            return Judge(metric, getattr(importlib.import_module(module), name))
-        except (ImportError, AttributeError, ValueError) as error:
-            expected, fix = "module:function that can be imported", "Correct --metric."
-            where = "fresco validate --metric"
+            score = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError, TypeError, SyntaxError) as error:
             raise ValidationError(where, expected, f"{metric!r} ({error})", fix) from error
+        if not callable(score):
+            got = f"{metric!r}, a {type(score).__name__}"
+            raise ValidationError(where, expected, got, fix)
+        return Judge(metric, score)
     if picture is None or picture.model != "reference":
         return None
     from fresco.reference.captions import parse

@@ -9,8 +9,8 @@ from diffusers import UniPCMultistepScheduler
 
 import fresco
 import fresco.reference
-from fresco.candidates import all_stages, pick_candidates
-from fresco.errors import FrescoError, ScheduleError
+from fresco.candidates import all_stages, check_searchable, pick_candidates
+from fresco.errors import AdapterError, FrescoError, ScheduleError
 from fresco.recipe import load_recipe
 from fresco.stages import least_of_order_2, stage_bounds
 from tests.families import FAMILIES
@@ -96,6 +96,11 @@ def test_a_scheduler_that_stages_do_not_take_is_refused(pipe):
     pipe.scheduler = UniPCMultistepScheduler()
     with pytest.raises(ScheduleError, match="UniPCMultistepScheduler"):
         pick_candidates(pipe, BASELINE, 40, 4.0, 6)
+
+
+def test_a_pipeline_without_a_transformer_is_refused():
+    with pytest.raises(AdapterError, match="a pipeline with a transformer, got object"):
+        check_searchable(object())
 
 
 def test_what_no_candidate_can_do_is_said(pipe):

@@ -186,14 +186,16 @@ def test_bad_requests_are_refused_before_weights_are_made(flux, tmp_path, monkey
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     sizes = {"default_sample_size": 16, "vae_scale_factor": 8}
     nameless = write_config(tmp_path, "nameless", pipeline=sizes)
+    unknown = write_config(tmp_path, "unknown", pipeline=sizes | {"class_name": "FluxPipe"})
     for changes, error, message in (
-        ({"modes": ("eagre",)}, LatencyError, "got eagre"),
+        ({"modes": ("eagre",)}, LatencyError, "got eagre. Correct --mode[.]"),
         ({"runs": 0}, LatencyError, "at least 1 run"),
         ({"steps": 0}, LatencyError, "at least 1 run and 1 step, got 1 and 0"),
         ({"device": "cuda"}, LatencyError, "expected a GPU, got none"),
         ({"device": "chip"}, LatencyError, "expected a device that is here, got .*chip"),
         ({"models": ("flux9",)}, SketchError, "flux9"),
         ({"models": (str(nameless),)}, LatencyError, "pipeline.class_name"),
+        ({"models": (str(unknown),)}, SketchError, "a class of diffusers, got 'FluxPipe'"),
         ({"json": tmp_path}, OutputError, "--json"),
     ):
         given = {"json": tmp_path / "x.json", "models": (str(flux),), "device": "cpu", "runs": 1}

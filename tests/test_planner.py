@@ -20,6 +20,7 @@ from fresco.memory import peak_bytes
 from fresco.planner import model_of
 from fresco.recipe import load_recipe
 from fresco.sketch import SketchError, known_models, load_model_config, sketch_model
+from fresco.specimen import make_specimen
 from tests.command import run
 from tests.conftest import FRESCO_5, draw_latents, traces
 from tests.staged import MIXED
@@ -271,6 +272,13 @@ def test_frames_of_a_video_count_as_tokens():
     assert forecast.flops[1] > 3 * still.flops[1]  # attention is over all frames
     assert fresco.plan("wan21-14b", recipe, **size).plan.frames == 21
     assert fresco.plan("wan21-14b", recipe, **size, frames=80).plan.frames == 21  # it rounds up
+
+
+def test_a_video_recipe_s_plan_before_any_run_is_of_all_its_frames():
+    pipe, name = make_specimen("hunyuan-video").pipe, "hunyuan-video_fast"
+    with fresco.accelerate(pipe, name) as accelerated:
+        assert accelerated.plan == fresco.plan(pipe, name, text_tokens=8).plan
+        assert accelerated.plan.frames == 33  # of 129
 
 
 def test_many_steps_of_few_shapes_are_counted_once_per_shape(monkeypatch):

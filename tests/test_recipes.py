@@ -260,6 +260,10 @@ def test_files_that_are_no_recipe_are_refused(tmp_path, text):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(RecipeError, match=r"no such file; .*`fresco recipes list`"):
         load_recipe(tmp_path / "none.yaml")
+    with pytest.raises(RecipeError, match="no such file"):
+        load_recipe("~nobody-of-this-name/one.yaml")
+    with pytest.raises(RecipeError, match="unknown recipe"):
+        load_recipe("model: any, " * 50)  # longer than a file's name may be
 
 
 def test_another_schema_is_refused():

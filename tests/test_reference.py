@@ -70,6 +70,9 @@ def test_missing_weights_are_an_error_that_says_what_to_do(tmp_path):
         WeightsError, match=r"expected a FluxPipeline directory .* Reinstall fresco"
     ):
         load(tmp_path)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    with pytest.raises(WeightsError, match="expected a whole FluxPipeline directory"):
+        load(tmp_path)
 
 
 def test_loading_asks_for_as_many_tokens_as_training_did():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from fresco.output import OutputError
 from fresco.reference import dataset, load, parallel, readout, train
 from fresco.reference.assemble import assemble
 from fresco.reference.autoencoder import encode, train_autoencoder
@@ -48,6 +49,12 @@ def short_training(monkeypatch):
     steps = {"vae_steps": 1, "text_steps": 1}
     monkeypatch.setattr(train, "prepare", lambda *given: prepare(*given, **steps))
     monkeypatch.setattr(train, "draw_latents", lambda *given: draw_latents(*given, n_shards=1))
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="--folder"):
+        train_reference(tmp_path / "file", 1e-4, lambda _: None, CPU)
 
 
 def test_a_training_from_nothing_ends_with_a_pipeline_and_goes_on_from_it(short_training, tmp_path):

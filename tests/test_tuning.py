@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from itertools import pairwise
 
@@ -62,13 +63,15 @@ def test_a_search_prints_its_pareto_set_and_writes_the_best(arguments, tmp_path,
 
 
 def test_the_command_above_a_found_recipe_runs(arguments, tmp_path, few):
+    out = tmp_path / "one of mine.yaml"
     more = ("--dtype", "bfloat16", "--metric", "tests.test_validation:brightness")
-    assert run(*arguments, "--speedup", "1", "--tries", "1", *more).exit_code == 0
-    command = (tmp_path / "tuned.yaml").read_text().split("\n")[1].removeprefix("#   fresco ")
-    assert command.split()[-4:] == list(more)
-    result = run(*command.split(), "--floor", "none")
+    asked = (*arguments, "--speedup", "1", "--tries", "1", "--out", str(out), *more)
+    assert run(*asked).exit_code == 0
+    command = shlex.split(out.read_text().split("\n")[1].removeprefix("#   fresco "))
+    assert command[-4:] == list(more)
+    result = run(*command, "--floor", "none")
     assert result.exit_code == 0, result.output
-    assert load_recipe(tmp_path / "tuned.yaml").validated
+    assert load_recipe(out).validated
 
 
 def test_results_of_another_judge_or_of_other_weights_are_not_mixed(arguments, few, monkeypatch):
@@ -81,14 +84,17 @@ def test_results_of_another_judge_or_of_other_weights_are_not_mixed(arguments, f
     assert run(*asked).exit_code == 2
 
 
-def test_a_search_s_file_that_cannot_be_read_is_named(arguments, tmp_path, few):
+@pytest.mark.parametrize("name", ["????????????.json", "plain.pt"])
+def test_a_search_s_file_that_cannot_be_read_is_named(name, arguments, tmp_path, few):
     asked = (*arguments, "--speedup", "1", "--tries", "1")
     assert run(*asked).exit_code == 0
-    (kept,) = (tmp_path / "study").glob("????????????.json")
-    kept.write_text("{")
-    result = run(*asked)
-    assert result.exit_code == 2
-    assert f"{kept.name}' (Expecting" in result.output
+    (kept,) = (tmp_path / "study").glob(name)
+    for content in ("{", ""):
+        kept.write_text(content)
+        result = run(*asked)
+        assert result.exit_code == 2
+        assert f"{kept.name}' (" in result.output
+        assert "Delete it." in result.output
 
 
 def test_an_interrupted_search_goes_on(arguments, tmp_path, few, monkeypatch):
@@ -184,6 +190,12 @@ def test_what_no_candidate_runs_on_is_refused_before_anything_is_sampled(argumen
     result = run(*arguments, "--speedup", "2")
     assert result.exit_code == 2
     assert "expected a scheduler of stages, got another. Exchange it." in result.output
+
+
+def test_a_search_s_own_metric_is_named_as_its_option(arguments):
+    result = run(*arguments, "--speedup", "2", "--metric", "os:name")
+    assert result.exit_code == 2
+    assert "fresco tune --metric: expected module:function" in result.output
 
 
 def test_a_goal_of_seconds_is_one_of_speed():

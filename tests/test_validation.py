@@ -10,6 +10,7 @@ import torch
 
 import fresco.pairs
 import fresco.reference
+from fresco.errors import FrescoError
 from fresco.recipe import load_recipe
 from fresco.validation import find_judge
 from tests.command import run
@@ -116,7 +117,13 @@ def test_an_interrupted_validation_leaves_its_pairs(recipe, prompts, pipe, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("validated: []\n" + RECIPE % 2, "put it last"), (None, "a directory")]
+    ("text", "message"),
+    [
+        ("validated: []\n" + RECIPE % 2, "put it last"),
+        ("{schema: 1, model: any}", "a line of its own"),
+        (RECIPE % 2 + "...\n", "a line of its own"),
+        (None, "a directory"),
+    ],
 )
 def test_a_file_that_cannot_take_a_record_is_refused_before_anything_is_measured(
     text, message, recipe, monkeypatch
@@ -147,6 +154,14 @@ def test_a_metric_of_one_s_own_judges():
     assert find_judge(None, replace(PICTURE, model="else"), ["x"]) is None
 
 
+@pytest.mark.parametrize("metric", ["os:name", "os", ":score", ".mine:score", "unparsable:score"])
+def test_a_metric_that_cannot_be_called_is_refused(metric, tmp_path, monkeypatch):
+    (tmp_path / "unparsable.py").write_text("def")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(FrescoError, match="module:function that can be imported"):
+        find_judge(metric, None, ["x"])
+
+
 def test_the_reference_judge_reads_squares_of_256_px():
     for height, width, reads in ((256, 256, True), (64, 64, False), (512, 256, False)):
         picture = replace(PICTURE, height=height, width=width)
@@ -156,7 +171,7 @@ def test_the_reference_judge_reads_squares_of_256_px():
 
 def brightness(images, prompts):
     """Mean over pictures."""
-    return images.mean().item()
+    return images.mean()
 
 
 @pytest.mark.parametrize(

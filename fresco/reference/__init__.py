@@ -41,7 +41,7 @@ def load(folder: Path | str | None = None, dtype: torch.dtype | None = None) -> 
         The pipeline, on the CPU, at 256 px unless asked otherwise, without progress bar.
 
     Raises:
-        WeightsError: If there is no pipeline in the folder.
+        WeightsError: If there is no whole pipeline in the folder.
     """
     home = PIPELINE if folder is None else Path(folder)
     if not (home / "model_index.json").is_file():
@@ -55,8 +55,12 @@ def load(folder: Path | str | None = None, dtype: torch.dtype | None = None) -> 
     from diffusers import FluxPipeline
 
     dtype = torch.float32 if dtype is None else dtype
-    with _no_loading_bars():
-        pipe = FluxPipeline.from_pretrained(home, dtype=dtype, local_files_only=True)
+    try:
+        with _no_loading_bars():
+            pipe = FluxPipeline.from_pretrained(home, dtype=dtype, local_files_only=True)
+    except (OSError, ValueError, AttributeError, ImportError) as error:
+        got, fix = " ".join(str(error).split()), "Name a whole one."
+        raise WeightsError("load(folder)", "a whole FluxPipeline directory", got, fix) from error
     pipe.default_sample_size = DEFAULT_SAMPLE_SIZE
     pipe.set_progress_bar_config(disable=True)
     return pipe

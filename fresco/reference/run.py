@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from fresco.comparison import save_sheet
+from fresco.output import make_directory
 from fresco.reference import assemble, parallel, train
 from fresco.reference.bench import How, sample
 from fresco.reference.dataset import held_out_captions
@@ -40,8 +41,11 @@ def train_reference(
 
     Returns:
         The pipeline's directory.
+
+    Raises:
+        OutputError: If the folder cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_directory("train_reference(folder)", folder, "--folder")
     device = parallel.start(device)
     write = write_log(folder)
 

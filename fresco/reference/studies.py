@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fresco.errors import FrescoError
-from fresco.output import OutputError, make_directory, write_text
+from fresco.output import make_directory, make_place, write_text
 from fresco.recipe import load_recipe
 from fresco.reference import load
 from fresco.reference.bench import How, Way, measure
@@ -167,10 +167,7 @@ def _check(study: Study) -> list[Way]:
         if way.recipe is not None:
             load_recipe(way.recipe)
     make_directory(where, study.folder, "--folder")
-    make_directory(where, study.json.parent, "the option of the JSON file")
-    if study.json.is_dir():
-        fix = "Name a file instead."
-        raise OutputError(where, "a file to write to", f"the directory {str(study.json)!r}", fix)
+    make_place(where, study.json, "the option of the JSON file")
     return ways
 
 

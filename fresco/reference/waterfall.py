@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fresco.errors import FrescoError, FrescoWarning
-from fresco.output import OutputError, make_directory, write_text
+from fresco.output import make_place, write_text
 from fresco.recipe import Recipe, load_recipe
 from fresco.reference import load
 from fresco.reference.bench import How, Way, measure
@@ -161,10 +161,7 @@ def _check(table: StackTable) -> Recipe:
         raise StudyError(where, f"dtype of {', '.join(DTYPES)}", table.dtype, "Correct --dtype.")
     recipe = load_recipe(table.recipe)
     if table.json is not None:
-        make_directory(where, table.json.parent, "--json")
-        if table.json.is_dir():
-            got = f"the directory {str(table.json)!r}"
-            raise OutputError(where, "a file to write to", got, "Name a file with --json.")
+        make_place(where, table.json, "--json")
     return recipe
 
 
