@@ -159,11 +159,11 @@ def evaluate(
     with clear_errors():
         check_json(json)
         with console.status("Loading"):
+            from fresco.pictures import DTYPES
             from fresco.reference import GUIDANCE_SCALE, load
             from fresco.reference.bench import How
             from fresco.reference.evaluate import BAR, Evaluation, check_against, evaluate_against
             from fresco.reference.evaluate import evaluate as run
-            from fresco.reference.studies import DTYPES
 
             if against is not None:
                 check_against(against, steps)

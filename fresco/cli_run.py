@@ -72,21 +72,20 @@ def run(
                     fix = 'Say what to show: --prompt "a red ring".'
                     raise FrescoError("fresco run RECIPE", "at least one --prompt", "none", fix)
                 checked = override(load_recipe(recipe), change or ())
-                base = checked.baseline
                 content = checked.model_dump(mode="json", by_alias=True, exclude_unset=True)
                 first = PictureRequest(
                     model if model == "reference" else str(Path(model).resolve()),
                     content,
                     prompt[0],
                     seed,
-                    steps or checked.baseline_steps or None,
-                    base.guidance if guidance is None and base else guidance,
-                    height or (base.height if base else None),
-                    width or (base.width if base else None),
+                    steps,
+                    guidance,
+                    height,
+                    width,
                     dtype,
                     device,
-                    frames or (base.frames if base else None),
-                )
+                    frames,
+                ).with_baseline(checked)
                 requests = [
                     replace(first, prompt=each, seed=seed + i) for i, each in enumerate(prompt)
                 ]

@@ -69,21 +69,11 @@ def validate(
             if write:
                 check_place(path)
             asked = read_prompts(prompts) if prompts else ()
-            base, picture = checked.baseline, None
+            picture = None
             if model is not None:
                 picture = PictureRequest(
-                    model,
-                    None,
-                    "",
-                    seed,
-                    steps or checked.baseline_steps or None,
-                    base.guidance if guidance is None and base else guidance,
-                    height or (base.height if base else None),
-                    width or (base.width if base else None),
-                    dtype,
-                    device,
-                    frames or (base.frames if base else None),
-                )
+                    model, None, "", seed, steps, guidance, height, width, dtype, device, frames
+                ).with_baseline(checked)
             judge = find_judge(metric, picture, asked)
             if picture is None:
                 fix = "Name it MODEL_INTENT.yaml, or give both --model and --prompts."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from torch import Tensor
 from fresco.api import accelerate
 from fresco.errors import FrescoError
 from fresco.place import find_device
+from fresco.recipe import Recipe
 from fresco.reference.provenance import versions
 from fresco.timing import LoopTimer
 from fresco.weights import weights_digest
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _KEY = "fresco"  # of the PNG's text
 _FRAME_MS = 62.5  # 16 frames a second
 
@@ -59,6 +61,13 @@ class PictureRequest:
     device: str = "cpu"
     frames: int | None = None
 
+    def with_baseline(self, recipe: Recipe) -> PictureRequest:
+        """What a recipe's baseline says, where this leaves it open."""
+        said: dict[str, Any] = {"steps": recipe.baseline_steps or None}
+        for name in ("guidance", "height", "width", "frames"):
+            said[name] = getattr(recipe.baseline, name, None)
+        return replace(self, **{k: said[k] for k in said if getattr(self, k) is None})
+
 
 def load_pipe(model: str, dtype: str = "float32", device: str = "cpu") -> Any:
     """Load a pipeline from a directory, offline.
@@ -75,9 +84,8 @@ def load_pipe(model: str, dtype: str = "float32", device: str = "cpu") -> Any:
         PictureError: If there is no pipeline, no such dtype or no such device.
     """
     where = f"load_pipe({model!r})"
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if dtype not in dtypes:
-        raise PictureError(where, f"a dtype of {', '.join(dtypes)}", dtype, "Name one of them.")
+    if dtype not in DTYPES:
+        raise PictureError(where, f"a dtype of {', '.join(DTYPES)}", dtype, "Name one of them.")
     if model != "reference" and not (Path(model) / "model_index.json").is_file():
         expected, fix = "`reference`, or a directory with a model_index.json", "Name one."
         raise PictureError(where, expected, f"nothing in {model!r}", fix)
@@ -85,11 +93,11 @@ def load_pipe(model: str, dtype: str = "float32", device: str = "cpu") -> Any:
     if model == "reference":
         from fresco.reference import load
 
-        return load(dtype=dtypes[dtype]).to(target)
+        return load(dtype=DTYPES[dtype]).to(target)
     from diffusers import DiffusionPipeline
 
     try:
-        pipe = DiffusionPipeline.from_pretrained(model, dtype=dtypes[dtype], local_files_only=True)
+        pipe = DiffusionPipeline.from_pretrained(model, dtype=DTYPES[dtype], local_files_only=True)
     except (OSError, ValueError, AttributeError, ImportError) as error:
         got, fix = " ".join(str(error).split()), "Download all of its files, or name another one."
         raise PictureError(where, "a whole pipeline of diffusers", got, fix) from error

@@ -20,6 +20,7 @@ import torch
 from fresco.comparison import Row, save_comparison
 from fresco.errors import AttachError
 from fresco.output import OutputError, make_directory, make_place, write_text
+from fresco.pictures import DTYPES
 from fresco.reference import load
 from fresco.reference.bench import How, Way, measure
 from fresco.reference.captions import Caption
@@ -38,7 +39,7 @@ from fresco.reference.headline_rows import (
 from fresco.reference.measured import Measured
 from fresco.reference.provenance import provenance
 from fresco.reference.rows import BASELINE, plain, shifted
-from fresco.reference.studies import CAPTION_SEED, DTYPES, Advance, StudyError
+from fresco.reference.studies import CAPTION_SEED, Advance, StudyError
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline

@@ -30,6 +30,7 @@ from fresco.reference.judge import (
     Judge,
     load_judge,
 )
+from fresco.reference.log import Log
 from fresco.reference.provenance import provenance
 from fresco.reference.scenes import PLACES, Scene
 
@@ -43,8 +44,6 @@ LATENT_NOISE = 0.25  # deviation at most, of latents whose own is 1
 
 ATTRIBUTES = ("place", "shape", "colour", "texture", "size", "background_colour", "background_kind")
 BAR = dict.fromkeys(ATTRIBUTES, 0.99)
-
-Log = Callable[[dict[str, float]], None]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fresco.errors import FrescoError
 from fresco.output import make_directory, make_place, write_text
+from fresco.pictures import DTYPES
 from fresco.recipe import load_recipe
 from fresco.reference import load
 from fresco.reference.bench import How, Way, measure
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
 CAPTION_SEED = 7
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Advance = Callable[[str, int, int], None]  # name of the row, pictures done, of how many
 

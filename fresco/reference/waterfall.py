@@ -18,6 +18,7 @@ import torch
 
 from fresco.errors import FrescoError, FrescoWarning
 from fresco.output import make_place, write_text
+from fresco.pictures import DTYPES
 from fresco.recipe import Recipe, load_recipe
 from fresco.reference import load
 from fresco.reference.bench import How, Way, measure
@@ -26,7 +27,7 @@ from fresco.reference.figures import assess, figures
 from fresco.reference.measured import Measured
 from fresco.reference.provenance import provenance
 from fresco.reference.rows import content_of
-from fresco.reference.studies import CAPTION_SEED, DTYPES, Advance, StudyError
+from fresco.reference.studies import CAPTION_SEED, Advance, StudyError
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
