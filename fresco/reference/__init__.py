@@ -59,7 +59,7 @@ def load(folder: Path | str | None = None, dtype: torch.dtype | None = None) -> 
         with _no_loading_bars():
             pipe = FluxPipeline.from_pretrained(home, dtype=dtype, local_files_only=True)
     except (OSError, ValueError, AttributeError, ImportError) as error:
-        got, fix = " ".join(str(error).split()), "Name a whole one."
+        got, fix = " ".join(str(error).split()), "Name a whole one, or reinstall fresco."
         raise WeightsError("load(folder)", "a whole FluxPipeline directory", got, fix) from error
     pipe.default_sample_size = DEFAULT_SAMPLE_SIZE
     pipe.set_progress_bar_config(disable=True)
