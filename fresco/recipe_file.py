@@ -30,7 +30,7 @@ def check_place(path: Path) -> None:
     try:
         read_yaml(f"{_split(path).rstrip()}\nvalidated: []\n")
     except yaml.YAMLError as error:
-        problem = "put every key in a line of its own, unquoted at the margin, for records are written below them @ $"
+        problem = "put every key in a line of its own, unquoted, for records are written below @ $"
         raise RecipeError(path.name, [problem]) from error
     make_directory("fresco validate RECIPE", path.parent, "RECIPE, or pass --no-write")
 
