@@ -89,7 +89,10 @@ class Accelerated:
                 "neither",
                 "Call the pipeline first.",
             )
-        given = self.report.n_given_tokens  # 0 before a run
+        given = self.report.n_given_tokens
+        if not self.report.steps:  # before a run
+            still = self._middleware.adapter.still_frames(self.pipe)
+            given = still * self.plan.rows * self.plan.columns
         return plan_cost(self.plan, self._middleware.transformer, text, given)
 
     def restore(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from safetensors import SafetensorError
 from torch import Tensor
 
 from fresco.api import accelerate
@@ -98,7 +99,7 @@ def load_pipe(model: str, dtype: str = "float32", device: str = "cpu") -> Any:
 
     try:
         pipe = DiffusionPipeline.from_pretrained(model, dtype=DTYPES[dtype], local_files_only=True)
-    except (OSError, ValueError, AttributeError, ImportError) as error:
+    except (OSError, ValueError, AttributeError, ImportError, SafetensorError) as error:
         got, fix = " ".join(str(error).split()), "Download all of its files, or name another one."
         raise PictureError(where, "a whole pipeline of diffusers", got, fix) from error
     pipe.set_progress_bar_config(disable=True)

@@ -235,8 +235,9 @@ def _build_transformer(config: Mapping[str, Any]) -> Any:
         got, fix = unknown("model class", name, known), "Pass the config.json of its transformer."
         raise SketchError("sketch_model(transformer)", "a class with an adapter", got, fix)
     kept = {key: value for key, value in config.items() if not key.startswith("_")}
+    made = diffusers_class(name)
     try:
-        return skeleton(diffusers_class(name), json.dumps(kept))
+        return skeleton(made, json.dumps(kept))
     except (TypeError, ValueError, RuntimeError) as error:
         fix = "Correct its config.json."
         raise SketchError("sketch_model(transformer)", f"a {name}", str(error), fix) from error

@@ -193,7 +193,7 @@ def measure(
     if judge is None:
         quality = min(psnr_db(images, plain.images).mean().item(), 1000.0)  # equal: infinite
     else:
-        quality = float(judge.score(images, per_picture(prompts, images)))
+        quality = judge.mean(images, per_picture(prompts, images))
     found = Found(content, plain.seconds / seconds, seconds, quality)
     write_text(file, json.dumps(asdict(found), indent=2) + "\n")
     return found

@@ -38,7 +38,20 @@ class Judge:
     """
 
     name: str
-    score: Callable[[Tensor, Sequence[str]], float]
+    score: Callable[[Tensor, Sequence[str]], Any]
+
+    def mean(self, images: Tensor, prompts: Sequence[str]) -> float:
+        """What it says of these pictures, as a number.
+
+        Raises:
+            ValidationError: If it says something else.
+        """
+        found = self.score(images, prompts)
+        try:
+            return float(found)
+        except (TypeError, ValueError, RuntimeError) as error:
+            got, fix = f"{type(found).__name__} ({error})", "Let it return the mean."
+            raise ValidationError(f"{self.name}(images, prompts)", "a number", got, fix) from error
 
 
 def check_mechanics(specimen: Specimen, recipe: Recipe) -> None:
@@ -153,7 +166,7 @@ def pictures_record(
     if judge is None:
         return record
     shown = per_picture(prompts, plain)
-    ours, base = (_rounded(judge.score(images, shown)) for images in (fast, plain))
+    ours, base = (_rounded(judge.mean(images, shown)) for images in (fast, plain))
     judged = {"judge": ours, "judge_baseline": base, "judge_by": judge.name}
     return record.model_copy(update=judged)
 

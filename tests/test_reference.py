@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 import fresco
+from fresco.pictures import PictureError, load_pipe
 from fresco.reference import MAX_TOKENS, PIPELINE, WeightsError, load, text
 from fresco.reference.bench import How, sample
 from tests.reference_parts import assemble_untrained
@@ -73,6 +74,20 @@ def test_missing_weights_are_an_error_that_says_what_to_do(tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     with pytest.raises(WeightsError, match="expected a whole FluxPipeline directory"):
         load(tmp_path)
+
+
+def test_weights_that_are_cut_short_are_refused(tmp_path):
+    folder = assemble_untrained(tmp_path)
+    for part in ("text_encoder", "transformer"):
+        (file,) = (folder / part).glob("*.safetensors")
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(WeightsError, match="expected a whole FluxPipeline directory"):
+            load(folder)
+        with pytest.raises(PictureError, match="expected a whole pipeline"):
+            load_pipe(str(folder))
+        file.write_bytes(whole)
+    assert load(folder)
 
 
 def test_loading_asks_for_as_many_tokens_as_training_did():

@@ -150,7 +150,12 @@ def test_a_recipe_of_no_known_name_needs_a_model_and_prompts(tmp_path):
 def test_a_metric_of_one_s_own_judges():
     judge = find_judge("tests.test_validation:brightness", None, ["x"])
     assert judge.name == "tests.test_validation:brightness"
-    assert judge.score(torch.full((1, 3, 8, 8), 0.5), ["x"]) == 0.5
+    for score in (judge.score, lambda images, _: images.mean(dim=(1, 2, 3))):
+        found = replace(judge, score=score).mean(torch.full((1, 3, 8, 8), 0.5), ["x"])
+        assert (type(found), found) == (float, 0.5)
+    for score in (lambda *_: "good", lambda *_: None, lambda images, _: images):
+        with pytest.raises(FrescoError, match="brightness.*expected a number"):
+            replace(judge, score=score).mean(torch.ones(2, 3, 8, 8), ["x", "y"])
     assert find_judge(None, replace(PICTURE, model="else"), ["x"]) is None
 
 

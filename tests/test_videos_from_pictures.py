@@ -250,6 +250,12 @@ def test_costs_count_the_first_frame_s_tokens(name):
     assert cost.flops == sum(counts)
     assert cost.baseline_flops == 6 * counts[-1]
     frames = 4 * (family.frames + family.still_frames - 1) + 1
+    of_video = {**STAGED, "baseline": {**STAGED["baseline"], "frames": frames}}
+    with fresco.accelerate(pipe, of_video) as accelerated:  # nothing has run yet
+        assert accelerated.plan.frames == family.frames
+        assert accelerated.cost(n_text) == cost
+    with fresco.accelerate(pipe, STAGED) as accelerated:  # which says no frames
+        assert accelerated.plan.frames == 1
     forecast = fresco.plan(pipe, STAGED, height=64, width=96, frames=frames, text_tokens=n_text)
     assert (forecast.n_given_tokens, forecast.total_flops) == (N, cost.flops)
     assert [step.n_tokens for step in forecast.plan.steps] == [s.tokens for s in report.steps]

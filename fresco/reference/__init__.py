@@ -53,12 +53,13 @@ def load(folder: Path | str | None = None, dtype: torch.dtype | None = None) -> 
         )
     import torch
     from diffusers import FluxPipeline
+    from safetensors import SafetensorError
 
     dtype = torch.float32 if dtype is None else dtype
     try:
         with _no_loading_bars():
             pipe = FluxPipeline.from_pretrained(home, dtype=dtype, local_files_only=True)
-    except (OSError, ValueError, AttributeError, ImportError) as error:
+    except (OSError, ValueError, AttributeError, ImportError, SafetensorError) as error:
         got, fix = " ".join(str(error).split()), "Name a whole one, or reinstall fresco."
         raise WeightsError("load(folder)", "a whole FluxPipeline directory", got, fix) from error
     pipe.default_sample_size = DEFAULT_SAMPLE_SIZE
