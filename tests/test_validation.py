@@ -154,7 +154,7 @@ def test_a_metric_of_one_s_own_judges():
         found = replace(judge, score=score).mean(torch.full((1, 3, 8, 8), 0.5), ["x"])
         assert (type(found), found) == (float, 0.5)
     for score in (lambda *_: "good", lambda *_: None, lambda images, _: images):
-        with pytest.raises(FrescoError, match="brightness.*expected a number"):
+        with pytest.raises(FrescoError, match=r"brightness.*expected a number"):
             replace(judge, score=score).mean(torch.ones(2, 3, 8, 8), ["x", "y"])
     assert find_judge(None, replace(PICTURE, model="else"), ["x"]) is None
 
