@@ -28,6 +28,7 @@ from fresco.recipe import Recipe, load_recipe
 from fresco.registry import adapter_of
 from fresco.report import Report, StepRecord
 from fresco.request import PlanRequest
+from fresco.run_checks import makes_videos
 from fresco.schedule import Plan, make_plan
 from fresco.stack import Stack, explain_order
 from fresco.summary import Summary, SummaryRow
@@ -210,7 +211,10 @@ def _baseline_plan(pipe: Any, recipe: Recipe, adapter: AbstractModelAdapter) -> 
     for n, name, given in ((rows, "height", height), (columns, "width", width)):
         if n < 1:
             raise RecipeError("recipe", [f"{given} px is less than a token @ $.baseline.{name}"])
-    n_steps, n_frames = recipe.baseline_steps, baseline.frames if baseline else None
-    frames = max(1, adapter.latent_frames(pipe, n_frames or 1) - adapter.still_frames(pipe))
+    n_steps, n_frames = recipe.baseline_steps, (baseline and baseline.frames) or 1
+    if n_frames > 1 and not makes_videos(pipe):
+        problem = f"{n_frames} of {type(pipe).__name__}, which makes pictures @ $.baseline.frames"
+        raise RecipeError("recipe", [problem])
+    frames = max(1, adapter.latent_frames(pipe, n_frames) - adapter.still_frames(pipe))
     request = PlanRequest.of(adapter, pipe.scheduler, n_steps, rows, columns, frames=frames)
     return make_plan(recipe, request)

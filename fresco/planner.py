@@ -15,6 +15,7 @@ from fresco.errors import ScheduleError
 from fresco.recipe import Recipe, load_recipe
 from fresco.registry import adapter_of
 from fresco.request import PlanRequest
+from fresco.run_checks import makes_videos
 from fresco.schedule import Plan, make_plan
 from fresco.sketch import (
     Sketch,
@@ -160,13 +161,13 @@ def plan(
         if not isinstance(pipe, Sketch):
             check_start(pipe, checked, adapter)
     base, run = checked.baseline, pipe.run if isinstance(pipe, Sketch) else None
-    if (frames or 1) > 1 and not _makes_videos(pipe):
-        got = f"{frames} of {type(pipe.transformer).__name__}"
-        raise ScheduleError(_WHERE, "frames of a video model", got, "Leave frames out.")
     for own in (base, run):
         height = height or (own.height if own else None)
         width = width or (own.width if own else None)
         frames = frames or (own.frames if own else None)
+    if (frames or 1) > 1 and not (run.frames > 1 if run else makes_videos(pipe)):
+        got = f"{frames} of {type(pipe.transformer).__name__}"
+        raise ScheduleError(_WHERE, "frames of a video model", got, "Leave frames out.")
     n_steps = steps if steps is not None else checked.baseline_steps or (run.steps if run else 0)
     n_text = text_tokens if text_tokens is not None else _text_tokens(pipe)
     rows, columns = adapter.grid(pipe, height, width)
@@ -237,13 +238,6 @@ def _check_count(name: str, n: object, least: int) -> None:
     """Refuse what is no number, or too small a one; None is the default."""
     if n is not None and (not isinstance(n, int) or n < least):
         raise ScheduleError(_WHERE, f"{name} of at least {least}", n, "Pass a whole number.")
-
-
-def _makes_videos(pipe: Any) -> bool:
-    """Whether a call has more than one frame, or can."""
-    if isinstance(pipe, Sketch):
-        return pipe.run.frames > 1
-    return "num_frames" in inspect.signature(type(pipe).__call__).parameters
 
 
 def _text_tokens(pipe: Any) -> int:

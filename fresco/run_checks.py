@@ -18,6 +18,11 @@ from fresco.schedule import keeps_schedule
 _WHERE = "pipe(prompt, ...)"
 
 
+def makes_videos(pipe: object) -> bool:
+    """Whether a pipeline's calls can be told how many frames to make."""
+    return "num_frames" in inspect.signature(type(pipe).__call__).parameters
+
+
 def takes_strength(pipe: object) -> bool:
     """Whether a pipeline's first latents can be a noisy picture."""
     return "strength" in inspect.signature(type(pipe).__call__).parameters

@@ -25,6 +25,8 @@ from tests.command import run
 from tests.conftest import FRESCO_5, draw_latents, traces
 from tests.staged import MIXED
 
+FILM = {"schema": 1, "model": "any", "baseline": {"steps": 4, "frames": 9}}
+
 
 def test_flux1_dev_costs_what_the_literature_says():
     found = fresco.plan("flux1-dev", "identity", device="h200")
@@ -139,6 +141,7 @@ def test_time_is_bound_by_the_slower_of_two_rates(tmp_path):
             for wrong in (0, -1, 2.5)
         ),
         (ScheduleError, {"frames": 5}, "frames of a video model, got 5 of FluxTransformer2DModel"),
+        (ScheduleError, {"recipe": FILM}, "frames of a video model, got 9 of FluxTransformer2DM"),
     ],
 )
 def test_bad_input_is_a_clear_error(error, asked, message):

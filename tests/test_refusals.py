@@ -100,9 +100,16 @@ def test_accelerating_twice_is_refused_also_through_shared_parts(tiny_flux_pipe)
     fresco.accelerate(tiny_flux_pipe, "identity").restore()
 
 
-def test_a_baseline_of_no_token_is_a_problem_of_the_recipe(tiny_flux_pipe):
-    recipe = {**FRESCO_5, "baseline": {"steps": 12, "height": 64, "width": 7}}
-    with pytest.raises(errors.RecipeError, match=r"7 px is less than a token @ \$.baseline.width"):
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        ({"width": 7}, r"7 px is less than a token @ \$.baseline.width"),
+        ({"frames": 9}, r"9 of FluxPipeline, which makes pictures @ \$.baseline.frames"),
+    ],
+)
+def test_a_baseline_that_no_call_can_have_is_a_problem_of_the_recipe(tiny_flux_pipe, more, problem):
+    recipe = {**FRESCO_5, "baseline": {"steps": 12, "height": 64, "width": 64, **more}}
+    with pytest.raises(errors.RecipeError, match=problem):
         fresco.accelerate(tiny_flux_pipe, recipe)
     assert not tiny_flux_pipe.transformer._forward_pre_hooks
 
