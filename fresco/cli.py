@@ -177,7 +177,7 @@ def pareto(
 
         file, groups = out / "pareto.json", tuple(pareto_groups().values())
         study = Study("fresco pareto", groups, file, folder, prompts, How(batch=batch), dtype,
-                      against=FEWER)  # fmt: skip
+                      against=FEWER, json_option="--out")  # fmt: skip
         with progress_bar() as bar:
             report = run_study(study, named_tasks(bar))
         save_pareto(report, out / "pareto.png")

@@ -230,7 +230,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _unreadable(file: Path, expected: str, error: Exception) -> TuningError:
-    reason = " ".join(str(error).split())
+    reason, *_ = " ".join(str(error).split()).split(". ")  # torch goes on with advice
     return TuningError("fresco tune --folder", expected, f"{str(file)!r} ({reason})", "Delete it.")
 
 

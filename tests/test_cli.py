@@ -190,7 +190,12 @@ def test_evaluate_refuses_to_compare_a_number_of_steps_with_itself(steps, monkey
         (("ablate", "--only", "steps", "--prompts", "0"), "at least 2 captions, got 0"),
         (("ablate", "--only", "steps", "--folder", sys.executable), "a directory to write to"),
         (("ablate", "--only", "steps", "--dtype", "float8"), "'float8' is not one of"),
+        (
+            ("ablate", "--only", "steps", "--json", sys.executable + "/x"),
+            "another one with --json.",
+        ),
         (("pareto", "--prompts", "1"), "at least 2 captions, got 1"),
+        (("pareto", "--out", sys.executable), "Name another one with --out."),
     ],
 )
 def test_bad_input_to_a_study_is_a_clear_error(arguments, message, tmp_path, monkeypatch):

@@ -95,6 +95,7 @@ def test_a_search_s_file_that_cannot_be_read_is_named(name, arguments, tmp_path,
         assert result.exit_code == 2
         assert f"{kept.name}' (" in result.output
         assert "Delete it." in result.output
+        assert "weights_only" not in result.output  # torch's advice
 
 
 def test_an_interrupted_search_goes_on(arguments, tmp_path, few, monkeypatch):

@@ -58,6 +58,7 @@ class Study:
         n_real: Rendered scenes that the Fréchet distance refers to.
         against: Group whose rows the others' are compared with, place by place; None: each
             group's first row.
+        json_option: What the command names the file to write with, for messages.
     """
 
     command: str
@@ -69,6 +70,7 @@ class Study:
     dtype: str = "float32"
     n_real: int = N_REAL
     against: str | None = None
+    json_option: str = "--json"
 
 
 def pick_groups(groups: Mapping[str, Group], only: str | None) -> tuple[Group, ...]:
@@ -167,7 +169,7 @@ def _check(study: Study) -> list[Way]:
         if way.recipe is not None:
             load_recipe(way.recipe)
     make_directory(where, study.folder, "--folder")
-    make_place(where, study.json, "the option of the JSON file")
+    make_place(where, study.json, study.json_option)
     return ways
 
 
