@@ -92,6 +92,7 @@ def test_the_pareto_plot_is_a_picture(tmp_path):
     points = {f"{n} steps": {"speedup": 50 / n, "judge": 0.9, "frechet": 9 / n} for n in (50, 9, 5)}
     for point in points.values():
         point |= {"judge_interval": [0.8, 0.95], "frechet_interval": [0.1, 2.0]}
+        point |= {"scene": 0.5, "scene_interval": [0.4, 0.6]}
     report = {"baseline": "50 steps", "n_prompts": 3, "rows": points,
               "groups": {"fewer steps": {"rows": ["9 steps", "5 steps"]}}}  # fmt: skip
     save_pareto(report, tmp_path / "pareto.png")
@@ -111,7 +112,8 @@ def test_a_bad_study_is_refused_before_anything_is_loaded(study, tmp_path, monke
         ({"dtype": "float8"}, studies.StudyError, "got float8"),
         ({"groups": bad}, RecipeError, r"\$\.model"),
         ({"folder": taken}, OutputError, "--folder"),
-        ({"json": taken / "x.json"}, OutputError, "JSON file"),
+        ({"json": taken / "x.json"}, OutputError, "--json"),
+        ({"json": taken / "x", "json_option": "--out"}, OutputError, "--out"),
         ({"json": tmp_path}, OutputError, "got the directory"),
     ):
         with pytest.raises(error, match=message):

@@ -10,12 +10,13 @@ from fresco.output import write_figure
 
 PANELS = {
     "judge": "asked attributes that the pictures show",
+    "scene": "whole scenes that they show",
     "frechet": "Fréchet distance to rendered scenes",
 }
 
 
 def save_pareto(report: Mapping[str, Any], path: Path) -> None:
-    """Draw judge and Fréchet distance against speedup, a line per method.
+    """Draw judge and Fréchet distance against speedup, a line per method, the first on top.
 
     Args:
         report: Of `run_study`, a group per method.
@@ -26,19 +27,27 @@ def save_pareto(report: Mapping[str, Any], path: Path) -> None:
     """
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
-    figure = Figure(figsize=(13, 4.5), dpi=120, layout="constrained")
-    for axis, (name, label) in zip(figure.subplots(1, 2), PANELS.items(), strict=True):
+    figure = Figure(figsize=(18, 4.5), dpi=120, layout="constrained")
+    for axis, (name, label) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
         rows = report["rows"]
         full = rows[report["baseline"]][name]
         axis.axhline(full, color="0.6", linestyle=":", label=f"{report['baseline']} (1x)")
-        for method, group in report["groups"].items():
+        for i, (method, group) in enumerate(report["groups"].items()):
             points = sorted((rows[row] for row in group["rows"]), key=lambda row: row["speedup"])
             middle = [point[name] for point in points]
             ends = [point[f"{name}_interval"] for point in points]
             below = [max(0.0, m - low) for m, (low, _) in zip(middle, ends, strict=True)]
             above = [max(0.0, high - m) for m, (_, high) in zip(middle, ends, strict=True)]
             speedups = [point["speedup"] for point in points]
-            axis.errorbar(speedups, middle, [below, above], marker="o", capsize=3, label=method)
+            axis.errorbar(
+                speedups,
+                middle,
+                [below, above],
+                marker="o",
+                capsize=3,
+                label=method,
+                zorder=9 - i / 9,
+            )
         axis.set(xlabel="speedup of the denoising loop, wall clock", ylabel=label)
         axis.grid(alpha=0.3)
     handles, names = figure.axes[0].get_legend_handles_labels()
