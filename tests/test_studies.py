@@ -99,6 +99,10 @@ def test_the_pareto_plot_is_a_picture(tmp_path):
     with Image.open(tmp_path / "pareto.png") as picture:
         assert picture.format == "PNG"
         assert min(picture.size) > 400
+    for drawn in ("judge", "scene", "frechet"):
+        part = {name: {k: v for k, v in row.items() if k != drawn} for name, row in points.items()}
+        with pytest.raises(KeyError, match=drawn):
+            save_pareto(report | {"rows": part}, tmp_path / "pareto.png")
 
 
 def test_a_bad_study_is_refused_before_anything_is_loaded(study, tmp_path, monkeypatch):

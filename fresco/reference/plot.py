@@ -16,10 +16,10 @@ PANELS = {
 
 
 def save_pareto(report: Mapping[str, Any], path: Path) -> None:
-    """Draw judge and Fréchet distance against speedup, a line per method, the first on top.
+    """Draw the judge's shares and Fréchet distance against speedup, a line per method.
 
     Args:
-        report: Of `run_study`, a group per method.
+        report: Of `run_study`, a group per method; the first is drawn on top.
         path: PNG file to write.
 
     Raises:
